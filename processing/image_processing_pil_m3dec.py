@@ -1,0 +1,45 @@
+"""The image processor once more, on PIL and NumPy: what transformers takes with `backend="pil"`."""
+
+import numpy as np
+from transformers.image_processing_backends import PilBackend
+from transformers.image_processing_utils import BatchFeature
+from transformers.image_utils import PILImageResampling, SizeDict
+from transformers.processing_utils import ImagesKwargs, Unpack
+
+from .image_processing_m3dec import mask_arrays, rgb_arrays
+
+
+class M3DecImageProcessorPil(PilBackend):
+    """`M3DecImageProcessor` without torchvision: same settings, same files, pixels within one grey level of it."""
+
+    size = SizeDict(height=416, width=416)
+    resample = PILImageResampling.BILINEAR  # with antialiasing
+    image_mean = (0.0, 0.0, 0.0)
+    image_std = (1.0, 1.0, 1.0)
+    do_resize = True
+    do_rescale = True
+    do_normalize = True
+
+    def preprocess(self, images, segmentation_maps=None, **kwargs: Unpack[ImagesKwargs]) -> BatchFeature:
+        """Turn images, and masks where there are any, into tensors: see `M3DecImageProcessor.preprocess`.
+
+        Returns:
+            pixel_values: (B, 3, S, S) float32, normalized per channel.
+            labels: (N, S, S) float32, 0.0 or 1.0. Absent without segmentation_maps.
+
+        Raises:
+            ValueError: an image cannot be read, or a mask is not binary.
+        """
+        return super().preprocess(images, segmentation_maps, **kwargs)
+
+    def _preprocess_image_like_inputs(
+        self, images, segmentation_maps, input_data_format, return_tensors, **kwargs
+    ) -> BatchFeature:
+        pictures = [picture.transpose(2, 0, 1) for picture in rgb_arrays(images, input_data_format)]
+        data = {"pixel_values": self._preprocess(pictures, return_tensors=None, **kwargs)["pixel_values"]}
+        if segmentation_maps is not None:
+            kwargs |= {"do_rescale": False, "do_normalize": False, "resample": PILImageResampling.NEAREST}
+            masks = [mask[None] for mask in mask_arrays(segmentation_maps)]
+            masks = self._preprocess(masks, return_tensors=None, **kwargs)["pixel_values"]
+            data["labels"] = [mask[0].astype(np.float32) for mask in masks]
+        return BatchFeature(data, tensor_type=return_tensors)

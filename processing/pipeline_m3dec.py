@@ -1,0 +1,137 @@
+"""From a picture and a sentence to a mask in one call: `pipeline("referring-image-segmentation", model=…)`."""
+
+import os
+
+import numpy as np
+import torch
+from PIL import Image
+from torch.utils.data import Dataset
+from transformers.pipelines import Pipeline
+
+from .image_processing_m3dec import rgb_array
+from .processing_m3dec import pair_with_images
+
+
+class ReferringImageSegmentationPipeline(Pipeline):
+    """Find the object an expression refers to. Each image is encoded once, however many expressions are about it.
+
+    ```python
+    pipe = pipeline("referring-image-segmentation", model="path/to/model")
+    pipe("kitchen.jpg", text="the red mug")  # [{"label": "the red mug", "score": 0.9, "mask": <PIL image>}]
+    pipe("kitchen.jpg", text=["the red mug", "the left chair"])  # two entries
+    pipe(["a.jpg", "b.jpg"], text="the cat")  # a list of one entry for each image
+    pipe(({"image": path, "text": "the cat"} for path in paths), batch_size=8)  # streams
+    ```
+    """
+
+    _load_processor = True
+    _load_tokenizer = False
+    _load_image_processor = False
+    _load_feature_extractor = False
+    _load_video_processor = False
+
+    def __call__(self, image, text=None, **kwargs):
+        """Segment what `text` refers to in `image`.
+
+        Args:
+            image: a path, a URL, a PIL image, a uint8 array (H, W, 3) or tensor (3, H, W); a list of them; or, without
+                `text`, a dict {"image", "text"}, or a list, generator or dataset of such dicts.
+            text: an expression, or a list of them, about one image. For a list of images: one expression for all, one
+                for each, or a list of expressions for each.
+            threshold (float, 0.5): a pixel belongs to the object where its probability is above this.
+            batch_size (int, 1): how many images go through the model at once.
+
+        Returns:
+            For one image a list with an entry per expression, in order: "label", the expression; "score", the mean
+            probability inside the mask, 0.0 where it is empty; "mask", a PIL image of mode "L", 255 on the object and 0
+            elsewhere, of the image's own size as it is displayed. For a list of images, a list of these; for a
+            generator or dataset, an iterator over these.
+
+        Raises:
+            ValueError: an image cannot be read, an expression holds no word, or images and text do not fit together.
+        """
+        if text is not None:
+            inputs = items(image, text)
+        elif isinstance(image, dict | list | Dataset):
+            inputs = image
+        elif is_one_image(image):
+            raise ValueError(
+                f"An expression is needed to know what to look for, but text is None for an image of type "
+                f"{type(image).__name__}. Call pipe(image, text='the red mug')."
+            )
+        else:
+            inputs = (item for item in image)  # any iterable, such as a dataset of 🤗 Datasets
+        return [] if isinstance(inputs, list) and not inputs else super().__call__(inputs, **kwargs)
+
+    def _sanitize_parameters(self, threshold=None):
+        return {}, {}, {} if threshold is None else {"threshold": threshold}
+
+    def preprocess(self, item) -> dict:
+        if not isinstance(item, dict) or "image" not in item or item.get("text") is None:
+            arrived = f"the keys {sorted(item)}" if isinstance(item, dict) else f"an item of type {type(item).__name__}"
+            raise ValueError(
+                f"Every item must be a dict with 'image' and 'text', but there came {arrived}. Give {{'image': …, "
+                "'text': …}, or pass text= beside the images."
+            )
+        picture = rgb_array(item["image"])
+        texts, _ = pair_with_images(item["text"], num_images=1)
+        inputs = self.processor(images=picture, text=texts, padding="max_length")
+        # Batching joins one-dimensional tensors end to end, so images with different numbers of expressions fit.
+        return {
+            "pixel_values": inputs["pixel_values"],  # (1, 3, S, S)
+            "input_ids": inputs["input_ids"].flatten(),
+            "attention_mask": inputs["attention_mask"].flatten(),
+            "num_expressions": torch.tensor([len(texts)]),
+            "texts": tuple(texts),
+            "size": picture.shape[:2],
+        }
+
+    def _forward(self, inputs) -> dict:
+        num_expressions = inputs["num_expressions"]  # (B,)
+        num_images, total = len(num_expressions), int(num_expressions.sum())
+        attention_mask = inputs["attention_mask"].view(total, -1)
+        num_words = int(attention_mask.sum(dim=1).max())  # padding changes nothing, and costs time
+        outputs = self.model(
+            pixel_values=inputs["pixel_values"].to(self.model.dtype),
+            input_ids=inputs["input_ids"].view(total, -1)[:, :num_words],
+            attention_mask=attention_mask[:, :num_words],
+            image_index=torch.arange(num_images, device=num_expressions.device).repeat_interleave(num_expressions),
+        )
+        logits = list(outputs.logits.float().split(num_expressions.tolist()))  # one (N_i, h, w) for each image
+        return {"logits": logits, "texts": inputs["texts"], "size": inputs["size"]}
+
+    def postprocess(self, outputs, threshold=0.5) -> list[dict]:
+        logits = outputs["logits"][0]  # a list of one, or what batching made of it: (1, N_i, h, w)
+        sizes = [outputs["size"]] * len(logits)
+        answers = self.processor.post_process_referring_segmentation(logits, sizes, threshold)
+        return [
+            {"label": text, "score": answer["score"], "mask": Image.fromarray(answer["mask"].astype(np.uint8) * 255)}
+            for text, answer in zip(outputs["texts"], answers, strict=True)
+        ]
+
+    def save_pretrained(self, save_directory, **kwargs):
+        """Save the model and the processor; the base class would leave the processor out."""
+        self.model.save_pretrained(save_directory, **kwargs)
+        self.processor.save_pretrained(save_directory)
+
+
+def items(image, text):
+    """Images and text given apart, as {"image", "text"}: one for one image, a list for a list, else a generator."""
+    if is_one_image(image):
+        return {"image": image, "text": text}
+    if isinstance(text, str):
+        shared = ({"image": one, "text": text} for one in image)
+        return list(shared) if isinstance(image, list | tuple) else shared
+    images = list(image)
+    if len(text) != len(images):
+        raise ValueError(
+            f"Got {len(images)} images and {len(text)} entries of text. Give one expression for all images, one for "
+            "each, or a list of expressions for each: text=[['the mug', 'the cup'], ['the cat']]."
+        )
+    return [{"image": one, "text": about} for one, about in zip(images, text, strict=True)]
+
+
+def is_one_image(image) -> bool:
+    """Whether this stands for one image, good or bad, and not for several."""
+    several = hasattr(image, "__iter__") or hasattr(image, "__getitem__")
+    return not several or isinstance(image, str | bytes | dict | os.PathLike | Image.Image | np.ndarray | torch.Tensor)

@@ -1,0 +1,210 @@
+"""Images, expressions and masks to a batch, and logits back to masks: the two ends of § III, Fig. 2."""
+
+import unicodedata
+from itertools import chain
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from transformers.feature_extraction_utils import BatchFeature
+from transformers.processing_utils import ProcessorMixin
+from transformers.utils import logging
+
+from .image_processing_m3dec import in_a_list, mask_arrays, rgb_arrays
+
+logger = logging.get_logger(__name__)
+
+
+class M3DecProcessor(ProcessorMixin):
+    """An image processor and a tokenizer as one, with the number of words the network was built for.
+
+    Args:
+        image_processor: `M3DecImageProcessor` or `M3DecImageProcessorPil`.
+        tokenizer: a fast tokenizer with a padding token, over word vectors or BERT's.
+        max_words: the model's `config.max_words`, T at most (§ IV-A: 15, and 20 for RefCOCOg). [CLS] and [SEP] count.
+    """
+
+    def __init__(self, image_processor=None, tokenizer=None, max_words=15):
+        super().__init__(image_processor, tokenizer)
+        special = tokenizer.num_special_tokens_to_add()
+        if max_words <= special:
+            raise ValueError(
+                f"max_words must leave room for at least one word beside the tokenizer's {special} special tokens, but "
+                f"it is {max_words}. Use the model's config.max_words: 15 in the paper, 20 for RefCOCOg."
+            )
+        self.max_words = max_words
+
+    def __call__(
+        self, images=None, text=None, segmentation_maps=None, return_tensors="pt", padding="longest", **images_kwargs
+    ) -> BatchFeature:
+        """Pair images with expressions, and optionally with the masks of the objects they refer to.
+
+        Images or text may come alone, for `model.get_image_features` and for `model(image_features=…)`.
+
+        Args:
+            images: one image or a list of B, each a PIL image, a uint8 array (H_i, W_i, 3) or another kind that
+                `rgb_array` takes. Sizes may differ.
+            text: one expression per image; several for one image; or a list of expressions for each image.
+            segmentation_maps: one binary mask (H_i, W_i) per expression, in the shape of `text`, 1 (or 255, or True) on
+                the object. Needed only for a loss.
+            padding: "longest", to the longest expression of the batch, or "max_length", to `max_words`.
+            images_kwargs: passed to the image processor, such as `size`.
+
+        Returns:
+            pixel_values: (B, 3, S, S) float32, stretched to S x S, then normalized per channel.
+            input_ids, attention_mask: (N, T) int64; the mask is 1 on words and 0 on padding. Expressions are cut off
+                after `max_words`, with a warning the first time.
+            image_index: (N,) int64, the row of pixel_values each expression is about. Absent where N == B or B == 1.
+            labels: (N, S, S) float32, 0.0 or 1.0. Absent without segmentation_maps.
+
+        Raises:
+            ValueError: the lists do not fit together, an expression holds no word, an image cannot be read, or a mask
+                is not binary or does not fit its image.
+        """
+        if images is None and text is None:
+            raise ValueError("Images or text are needed, but neither was given. Call processor(images=…, text=…).")
+        if segmentation_maps is not None and (images is None or text is None):
+            missing = "images" if images is None else "text"
+            raise ValueError(
+                f"segmentation_maps belong to an expression about an image, but {missing} is missing. Give all three."
+            )
+        data, pictures, masks = {}, None, None
+        if images is not None:
+            pictures = rgb_arrays(images, images_kwargs.pop("input_data_format", None))
+        if text is not None:
+            expressions, image_index = pair_with_images(text, None if pictures is None else len(pictures))
+            data.update(self._tokenize(expressions, padding, return_tensors))
+            if 1 < image_index[-1] + 1 < len(expressions):
+                data["image_index"] = image_index
+        if segmentation_maps is not None:
+            masks = masks_of_expressions(segmentation_maps, [pictures[i].shape[:2] for i in image_index])
+        if images is not None:
+            data.update(self.image_processor(pictures, masks, return_tensors=return_tensors, **images_kwargs))
+        return BatchFeature(data, tensor_type=return_tensors)
+
+    def _tokenize(self, expressions: list[str], padding, return_tensors) -> dict:
+        """Expressions as `input_ids` and `attention_mask`, (N, T), T at most `max_words`, padded on the right."""
+        expressions = [text.encode("utf-8", "replace").decode() for text in expressions]  # no lone surrogates
+        for expression in expressions:
+            if not any(unicodedata.category(character)[0] in "LNS" for character in expression):
+                raise no_word_in(expression)
+        whole = self.tokenizer(expressions, return_special_tokens_mask=True, verbose=False)
+        for expression, special in zip(expressions, whole["special_tokens_mask"], strict=True):
+            if all(special):
+                raise no_word_in(expression)
+            if len(special) > self.max_words:
+                logger.warning_once(
+                    f"Expressions of more than max_words={self.max_words} words are cut off there. Rephrase them in "
+                    "fewer words, or use a model trained with more. This is said once."
+                )
+        tokens = self.tokenizer(
+            expressions,
+            padding=padding,
+            padding_side="right",
+            truncation=True,
+            max_length=self.max_words,
+            return_tensors=return_tensors,
+        )
+        return {"input_ids": tokens["input_ids"], "attention_mask": tokens["attention_mask"]}
+
+    def post_process_referring_segmentation(self, outputs, target_sizes=None, threshold=0.5) -> list[dict]:
+        """Turn logits into one mask per expression: interpolate the logits, then threshold the probability.
+
+        Args:
+            outputs: what the model returned, or its `logits` alone: (N, h, w).
+            target_sizes: N pairs (height, width), the size of each expression's image; None for the logits' own.
+            threshold: a pixel belongs to the object where its probability is above this, between 0 and 1.
+
+        Returns:
+            N dicts: "mask", a NumPy bool array (height, width), and "score", a float, the mean probability inside the
+            mask, 0.0 where it is empty.
+
+        Raises:
+            ValueError: the threshold is not between 0 and 1, the sizes are not one per expression, or a logit is NaN.
+        """
+        logits = outputs if isinstance(outputs, torch.Tensor) else outputs.logits
+        logits = logits.detach().float()
+        check_post_processing(logits, target_sizes, threshold)
+        answers = []
+        for n, logit in enumerate(logits):
+            height, width = logit.shape if target_sizes is None else (int(side) for side in target_sizes[n])
+            logit = F.interpolate(logit[None, None], size=(height, width), mode="bilinear", align_corners=False)
+            probability = logit[0, 0].sigmoid()  # (height, width)
+            mask = probability > threshold
+            score = probability[mask].mean().item() if mask.any() else 0.0
+            answers.append({"mask": mask.cpu().numpy(), "score": score})
+        return answers
+
+
+def pair_with_images(text, num_images: int | None) -> tuple[list[str], list[int]]:
+    """All expressions in one list, and for each the number of its image. `num_images` is None without images."""
+    groups = [text] if isinstance(text, str) else text
+    if not isinstance(groups, list | tuple) or not groups:
+        raise ValueError(f"text must be an expression or a list of expressions, but it is {text!r}. Give at least one.")
+    nested = all(isinstance(group, list | tuple) for group in groups)
+    expressions = list(chain.from_iterable(groups)) if nested else list(groups)
+    for expression in expressions:
+        if not isinstance(expression, str):
+            raise ValueError(
+                "text must hold strings only, or only lists of strings, but it holds "
+                f"{expression!r} of type {type(expression).__name__}. Leave it out, with its image and mask."
+            )
+    if nested and not all(groups):
+        raise ValueError("Every image needs an expression, but one list of expressions is empty. Leave that image out.")
+    if num_images is None:
+        num_images = len(groups)
+    if len(groups) != num_images and (nested or num_images != 1):
+        raise ValueError(
+            f"Got {num_images} images and {len(groups)} {'lists of expressions' if nested else 'expressions'}. Give "
+            "one expression per image, or a list of expressions for each image: "
+            "text=[['the mug', 'the cup'], ['the cat']]."
+        )
+    if nested:
+        return expressions, [i for i, group in enumerate(groups) for _ in group]
+    return expressions, [0] * len(expressions) if num_images == 1 else list(range(num_images))
+
+
+def masks_of_expressions(segmentation_maps, sizes: list[tuple[int, int]]) -> list[np.ndarray]:
+    """One uint8 mask (H_i, W_i) per expression, checked against `sizes`, those of the expressions' images."""
+    maps = in_a_list(segmentation_maps, ndim_of_many=3)
+    if maps and all(isinstance(group, list | tuple) for group in maps):
+        maps = list(chain.from_iterable(maps))
+    if len(maps) != len(sizes):
+        raise ValueError(
+            f"Got {len(sizes)} expressions and {len(maps)} segmentation maps. Give one mask per expression, the same "
+            "one again where two expressions are about the same object."
+        )
+    masks = mask_arrays(maps)
+    for n, (mask, size) in enumerate(zip(masks, sizes, strict=True)):
+        if mask.shape != size:
+            raise ValueError(
+                f"A mask must have the size of its image as it is displayed (EXIF orientation applied), but "
+                f"segmentation_maps[{n}] is (height, width) = {mask.shape} and its image {size}. Give the mask in the "
+                "image's own frame."
+            )
+    return masks
+
+
+def check_post_processing(logits: torch.Tensor, target_sizes, threshold: float):
+    """Refuse what would give a mask that means nothing."""
+    if not 0 < threshold < 1:
+        raise ValueError(f"threshold must be a probability between 0 and 1, but it is {threshold}. The default is 0.5.")
+    if target_sizes is not None and (
+        len(target_sizes) != len(logits) or any(len(size) != 2 or min(size) < 1 for size in target_sizes)
+    ):
+        raise ValueError(
+            f"target_sizes must be one (height, width) per expression, {len(logits)} of them, but it is "
+            f"{target_sizes!r}. Repeat an image's size for each of its expressions."
+        )
+    if logits.isnan().any():
+        raise ValueError(
+            "Logits must be numbers, but some are NaN: the weights have diverged, or overflowed in half precision. "
+            "Load other weights, or use bfloat16 or float32."
+        )
+
+
+def no_word_in(expression: str) -> ValueError:
+    """The error for an expression that is empty, blank, or nothing but punctuation."""
+    return ValueError(
+        f"An expression must hold at least one word, but {expression[:80]!r} holds none. Name the object: 'red cup'."
+    )

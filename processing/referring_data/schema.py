@@ -1,0 +1,40 @@
+"""One row per reference: the table every reader of this folder returns, whatever its files look like."""
+
+import datasets
+import numpy as np
+from pycocotools import mask as coco_mask
+
+REFERRING_FEATURES = datasets.Features(
+    {
+        "image": datasets.Image(),
+        "image_id": datasets.Value("int64"),
+        "ref_id": datasets.Value("int64"),
+        "ann_id": datasets.List(datasets.Value("int64")),
+        "category_id": datasets.Value("int64"),
+        "file_name": datasets.Value("string"),
+        "height": datasets.Value("int32"),
+        "width": datasets.Value("int32"),
+        "bbox": datasets.List(datasets.Value("float32")),  # x0, y0, x1, y1 in pixels
+        "sentences": datasets.List(
+            {
+                "sent_id": datasets.Value("int64"),
+                "raw": datasets.Value("string"),
+                "sent": datasets.Value("string"),
+                "category": datasets.Value("string"),  # the kind of expression, null where the files do not say
+            }
+        ),
+        # COCO's compressed run lengths, the union of all parts of the object.
+        "mask": {"size": datasets.List(datasets.Value("int32")), "counts": datasets.Value("string")},
+    }
+)
+
+
+def decode_mask(mask: dict) -> np.ndarray:
+    """Unpack a row's `mask`, `{"size": [height, width], "counts": str}`, into a bool array (height, width)."""
+    return coco_mask.decode({"size": list(mask["size"]), "counts": mask["counts"]}).astype(bool)
+
+
+def encode_mask(mask: np.ndarray) -> dict:
+    """Pack a bool array (height, width) into `{"size": [height, width], "counts": str}`."""
+    runs = coco_mask.encode(np.asfortranarray(mask, dtype=np.uint8))
+    return {"size": list(runs["size"]), "counts": runs["counts"].decode("ascii")}

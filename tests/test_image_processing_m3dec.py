@@ -1,0 +1,154 @@
+"""Images of any kind become the same tensors, whatever they came as and whichever backend."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image, ImageOps
+
+from m3dec.processing.image_processing_m3dec import M3DecImageProcessor, mask_array, rgb_array
+from m3dec.processing.image_processing_pil_m3dec import M3DecImageProcessorPil
+
+BACKENDS = [M3DecImageProcessor, M3DecImageProcessorPil]
+SMALL = {"height": 64, "width": 64}
+
+
+def photo(height=37, width=53, seed=0) -> np.ndarray:
+    """Smooth colours with noise on them, uint8 (height, width, 3)."""
+    y, x = np.mgrid[:height, :width]
+    waves = np.stack([127 + 120 * np.sin(x / 7 + c) * np.cos(y / 5 - c) for c in range(3)], axis=-1)
+    noise = np.random.default_rng(seed).normal(0, 8, waves.shape)
+    return (waves + noise).clip(0, 255).astype(np.uint8)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_pixel_values_are_darknets_rgb_over_255_at_416_by_default(backend):
+    values = backend()(photo(), return_tensors="pt")["pixel_values"]
+    assert values.shape == (1, 3, 416, 416) and values.dtype == torch.float32
+    flat = np.full((5, 7, 3), (10, 100, 250), np.uint8)
+    values = backend()(flat, return_tensors="pt")["pixel_values"]
+    expected = torch.tensor([10, 100, 250])[None, :, None, None] / 255
+    torch.testing.assert_close(values, expected.expand_as(values))
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_mean_and_standard_deviation_can_be_set_and_survive_saving(backend, tmp_path):
+    ours = backend(size=SMALL, image_mean=[0.5, 0.4, 0.3], image_std=[0.2, 0.25, 0.5])
+    ours.save_pretrained(tmp_path)
+    again = backend.from_pretrained(tmp_path)
+    flat = np.full((5, 7, 3), 51, np.uint8)  # 51 / 255 = 0.2
+    values = again(flat, return_tensors="pt")["pixel_values"][0, :, 0, 0]
+    torch.testing.assert_close(values, torch.tensor([(0.2 - 0.5) / 0.2, (0.2 - 0.4) / 0.25, (0.2 - 0.3) / 0.5]))
+    assert torch.equal(
+        ours(photo(), return_tensors="pt")["pixel_values"], again(photo(), return_tensors="pt")["pixel_values"]
+    )
+
+
+def between_two_pixels(side: int, size: int) -> np.ndarray:
+    """Which of `size` new pixels have their centre exactly on the border of two of the `side` old ones."""
+    return (2 * np.arange(size) + 1) * side % (2 * size) == 0
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.integers(1, 200), st.integers(1, 200), st.integers(0, 9))
+def test_both_backends_agree_to_one_grey_level_and_on_every_mask_pixel_that_is_no_tie(height, width, seed):
+    image = photo(height, width, seed)
+    mask = np.random.default_rng(seed).random((height, width)) < 0.4
+    ours, theirs = (backend(size=SMALL)(image, mask, return_tensors="pt") for backend in BACKENDS)
+    assert (ours["pixel_values"] - theirs["pixel_values"]).abs().max() <= 1.01 / 255
+    tie = between_two_pixels(height, 64)[:, None] | between_two_pixels(width, 64)
+    assert torch.equal(ours["labels"][0][~tie], theirs["labels"][0][~tie])
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_shrinking_is_antialiased(backend):
+    stripes = np.zeros((640, 640, 3), np.uint8)
+    stripes[:, ::2] = 255  # finer than 64 pixels can show: they must average to grey, not alias to black or white
+    values = backend(size=SMALL)(stripes, return_tensors="pt")["pixel_values"]
+    assert (values - 0.5).abs().max() < 0.05
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_mask_is_stretched_to_the_nearest_pixel_and_stays_zero_or_one(backend):
+    mask = np.random.default_rng(0).random((48, 80)) < 0.5
+    image = np.zeros((48, 80, 3), np.uint8)
+    labels = backend(size=SMALL, image_mean=[0.5] * 3)(image, [mask, ~mask], return_tensors="pt")["labels"]
+    assert labels.shape == (2, 64, 64) and labels.dtype == torch.float32
+    for y in range(64):
+        for x in range(64):
+            expected = mask[int((y + 0.5) * 48 / 64), int((x + 0.5) * 80 / 64)]
+            assert labels[0, y, x] == float(expected) and labels[1, y, x] == float(not expected)
+
+
+def test_one_image_in_many_guises_gives_the_same_pixels(tmp_path):
+    array = photo()
+    path = tmp_path / "photo.png"
+    Image.fromarray(array).save(path)
+    guises = [array, array[::-1][::-1], Image.fromarray(array), path, str(path), Image.open(path)]
+    guises += [torch.from_numpy(array).permute(2, 0, 1), Image.fromarray(array).convert("RGBA")]
+    for guise in guises:
+        np.testing.assert_array_equal(rgb_array(guise), array)
+    np.testing.assert_array_equal(rgb_array(array.transpose(2, 0, 1), input_data_format="channels_first"), array)
+    np.testing.assert_array_equal(rgb_array(torch.from_numpy(array), input_data_format="channels_last"), array)
+
+
+def test_a_grey_image_is_three_equal_channels_in_every_guise():
+    grey = photo()[..., 0]
+    for guise in [grey, grey[..., None], torch.from_numpy(grey), torch.from_numpy(grey)[None], Image.fromarray(grey)]:
+        np.testing.assert_array_equal(rgb_array(guise), np.repeat(grey[..., None], 3, axis=-1))
+    one_bit = Image.fromarray(grey > 127)
+    np.testing.assert_array_equal(rgb_array(one_bit)[..., 0], (grey > 127) * 255)
+
+
+@pytest.mark.parametrize("mode", ["I;16", "I;16B"])
+def test_sixteen_bits_are_scaled_and_not_clipped(mode):
+    ramp = np.linspace(0, 65535, 1000).round().reshape(1, -1)
+    image = Image.frombytes(mode, (1000, 1), ramp.astype("<u2" if mode == "I;16" else ">u2").tobytes())
+    np.testing.assert_allclose(rgb_array(image)[0, :, 0], ramp[0] / 257, atol=0.51)
+
+
+def test_transparent_pixels_are_laid_over_white():
+    rgba = np.zeros((1, 3, 4), np.uint8)
+    rgba[0, :, 3] = [0, 128, 255]  # black, from invisible to opaque
+    for image in [Image.fromarray(rgba), rgba]:
+        np.testing.assert_allclose(rgb_array(image)[0, :, 0], [255, 127, 0], atol=1)
+    palette = Image.new("P", (2, 1))
+    palette.putpalette([200, 0, 0, 0, 200, 0])
+    palette.putdata([0, 1])
+    palette.info["transparency"] = 0
+    np.testing.assert_array_equal(rgb_array(palette)[0], [[255, 255, 255], [0, 200, 0]])
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_exif_orientation_is_applied_so_that_a_path_and_an_opened_image_agree(orientation, tmp_path):
+    path = tmp_path / "turned.jpg"
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    Image.fromarray(photo(24, 40)).save(path, exif=exif, quality=95)
+    upright = np.asarray(ImageOps.exif_transpose(Image.open(path)))
+    np.testing.assert_array_equal(rgb_array(path), upright)
+    np.testing.assert_array_equal(rgb_array(Image.open(path)), upright)
+    assert upright.shape == ((24, 40, 3) if orientation < 5 else (40, 24, 3))
+
+
+def test_a_binary_mask_may_be_bool_zero_one_or_zero_255():
+    truth = np.random.default_rng(0).random((5, 7)) < 0.5
+    guises = [truth, truth.astype(np.int64), truth * np.uint8(255), truth.astype(np.float32), torch.from_numpy(truth)]
+    guises += [Image.fromarray(truth), Image.fromarray(truth * np.uint8(255)), torch.from_numpy(truth).bfloat16()]
+    for guise in guises:
+        array = mask_array(guise)
+        assert array.dtype == np.uint8
+        np.testing.assert_array_equal(array, truth)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_batch_as_one_array_is_the_list_of_its_images(backend):
+    images = np.stack([photo(seed=0), photo(seed=1)])
+    together, apart = (backend(size=SMALL)(x, return_tensors="pt")["pixel_values"] for x in (images, list(images)))
+    assert together.shape == (2, 3, 64, 64) and torch.equal(together, apart)
+
+
+def test_both_backends_have_the_same_defaults():
+    ours, theirs = (backend().to_dict() for backend in BACKENDS)
+    assert ours == theirs

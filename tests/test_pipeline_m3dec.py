@@ -1,0 +1,237 @@
+"""A picture and a sentence in, a mask out: one and many of each, in every form they come in."""
+
+import threading
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+
+import numpy as np
+import pytest
+import torch
+from datasets import Dataset
+from PIL import Image
+from test_processing_m3dec import WORDS, word_processor
+
+from m3dec.configuration.configuration_m3dec import M3DecConfig
+from m3dec.modeling_m3dec import M3DecForImageSegmentation
+from m3dec.processing.pipeline_m3dec import ReferringImageSegmentationPipeline
+from m3dec.processing.processing_m3dec import M3DecProcessor
+
+
+def tiny_model() -> M3DecForImageSegmentation:
+    """The whole network, small and untrained: its answers mean nothing, but differ by image and by expression."""
+    torch.manual_seed(0)
+    config = M3DecConfig(
+        backbone_config={
+            "model_type": "timm_backbone",
+            "backbone": "test_resnet",
+            "out_indices": [2, 3, 4],
+            "features_only": True,
+        },
+        image_size=64,
+        hidden_size=32,
+        num_encoder_layers=1,
+        num_decoder_layers=2,
+        num_attention_heads=4,
+        encoder_ffn_dim=32,
+        decoder_ffn_dim=32,
+        vocab_size=len(WORDS),
+        word_vector_size=12,
+        mask_decoder_channels=16,
+    )
+    model = M3DecForImageSegmentation(config).eval()
+    images = torch.rand(4, 3, 64, 64)
+    model.train()
+    with torch.no_grad():  # running statistics of some data, so that evaluation gives logits of both signs
+        for _ in range(30):
+            model(images, torch.randint(2, len(WORDS), (4, 5)), torch.ones(4, 5, dtype=torch.int64))
+    return model.eval()
+
+
+@pytest.fixture(scope="module")
+def pipe() -> ReferringImageSegmentationPipeline:
+    return ReferringImageSegmentationPipeline(model=tiny_model(), processor=word_processor(), device="cpu")
+
+
+def noise(height: int, width: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, (height, width, 3), np.uint8)
+
+
+def assert_same_answers(ours: list, theirs: list):
+    """Equal labels and, but for pixels on the very edge of the threshold, equal masks."""
+    assert [entry["label"] for entry in ours] == [entry["label"] for entry in theirs]
+    for one, other in zip(ours, theirs, strict=True):
+        assert one["mask"].size == other["mask"].size
+        assert np.mean(np.asarray(one["mask"]) != np.asarray(other["mask"])) < 0.005
+        assert one["score"] == pytest.approx(other["score"], abs=1e-3)
+
+
+@pytest.fixture
+def image_passes(pipe):
+    """How many images went through the image half, one number for each pass."""
+    sizes = []
+    hook = pipe.model.model.vision_encoder.register_forward_hook(lambda _, args, __: sizes.append(len(args[0])))
+    yield sizes
+    hook.remove()
+
+
+def test_an_answer_is_label_score_and_a_mask_of_the_images_own_size(pipe):
+    [answer] = pipe(noise(45, 71), text="the red cup")
+    assert list(answer) == ["label", "score", "mask"] and answer["label"] == "the red cup"
+    assert answer["mask"].mode == "L" and answer["mask"].size == (71, 45)
+    values = set(np.unique(answer["mask"]))
+    assert values == {0, 255}  # this model finds some of the image, so that the tests below compare something
+    assert type(answer["score"]) is float and 0.5 < answer["score"] <= 1
+
+
+def test_the_pipeline_is_processor_model_and_post_processing(pipe):
+    image = noise(45, 71)
+    inputs = pipe.processor(images=image, text=["the red cup", "dog"])
+    with torch.no_grad():
+        outputs = pipe.model(**inputs)
+    expected = pipe.processor.post_process_referring_segmentation(outputs, [(45, 71)] * 2)
+    expected = [
+        {"label": text, "score": answer["score"], "mask": Image.fromarray(answer["mask"] * np.uint8(255))}
+        for text, answer in zip(["the red cup", "dog"], expected, strict=True)
+    ]
+    assert_same_answers(pipe(image, text=["the red cup", "dog"]), expected)
+
+
+def test_eight_expressions_encode_the_image_once(pipe, image_passes):
+    texts = ["cup", "the red cup", "dog", "left", "a blue cat", "the cat left of the dog", "cat", "blue"]
+    answers = pipe(noise(45, 71), text=texts)
+    assert image_passes == [1]
+    singles = [pipe(noise(45, 71), text=text)[0] for text in texts]
+    assert_same_answers(answers, singles)
+    masks = {answer["mask"].tobytes() for answer in answers}
+    assert len(masks) > 4  # the expressions are not mixed up: they give different masks
+
+
+def test_batches_of_images_with_different_numbers_of_expressions_give_the_same_answers(pipe, image_passes):
+    items = [
+        {"image": noise(45, 71, 0), "text": ["the red cup", "dog"]},
+        {"image": noise(30, 20, 1), "text": "a blue cat"},
+        {"image": noise(64, 64, 2), "text": ["cat", "the cat left of the dog", "left", "red"]},
+        {"image": noise(10, 90, 3), "text": ["blue cup"]},
+    ]
+    together = pipe(items, batch_size=3)
+    assert image_passes == [3, 1]
+    for ours, item in zip(together, items, strict=True):
+        assert_same_answers(ours, pipe(**item))
+
+
+def test_a_list_of_images_takes_one_text_or_one_each_or_a_list_each(pipe):
+    images = [noise(45, 71, 0), noise(30, 20, 1)]
+    for texts, each in [
+        ("dog", ["dog", "dog"]),
+        (["dog", "red cup"], ["dog", "red cup"]),
+        ([["dog", "cat"], ["left"]], [["dog", "cat"], ["left"]]),
+    ]:
+        for ours, image, text in zip(pipe(images, text=texts), images, each, strict=True):
+            assert_same_answers(ours, pipe(image, text=text))
+    with pytest.raises(ValueError, match="2 images and 3 entries of text"):
+        pipe(images, text=["dog", "cat", "left"])
+    assert pipe([]) == []
+
+
+def test_generators_stream_and_are_not_read_ahead(pipe):
+    taken = []
+
+    def endless():
+        while True:
+            taken.append(1)
+            yield {"image": noise(20, 30, len(taken)), "text": "the cat"}
+
+    answers = iter(pipe(endless()))
+    first, second = next(answers), next(answers)
+    assert len(taken) <= 3 and first[0]["mask"].size == second[0]["mask"].size == (30, 20)
+
+
+@pytest.mark.parametrize("batch_size", [1, 2])
+def test_datasets_stream(pipe, batch_size):
+    rows = {"image": [Image.fromarray(noise(20, 30, i)) for i in range(3)], "text": ["cat", "red cup", "dog"]}
+    hub = Dataset.from_dict({**rows, "id": [1, 2, 3]})
+
+    class Torch(torch.utils.data.Dataset):
+        def __len__(self):
+            return 3
+
+        def __getitem__(self, i):
+            return {"image": rows["image"][i], "text": rows["text"][i]}
+
+    expected = [pipe(image, text=text) for image, text in zip(rows["image"], rows["text"], strict=True)]
+    for dataset in [hub, hub.to_iterable_dataset(), Torch()]:
+        for ours, theirs in zip(pipe(dataset, batch_size=batch_size), expected, strict=True):
+            assert_same_answers(ours, theirs)
+
+
+def test_an_image_may_be_a_path_a_url_a_pil_image_an_array_or_a_tensor(pipe, tmp_path, monkeypatch):
+    array = noise(20, 30)
+    Image.fromarray(array).save(tmp_path / "image.png")
+    monkeypatch.setenv("no_proxy", "*")
+    handler = partial(SimpleHTTPRequestHandler, directory=tmp_path)
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        address = f"http://127.0.0.1:{server.server_port}"
+        expected = pipe(array, text="the cat")
+        for image in [
+            tmp_path / "image.png",
+            str(tmp_path / "image.png"),
+            f"{address}/image.png",
+            Image.fromarray(array),
+            torch.from_numpy(array).permute(2, 0, 1),
+        ]:
+            assert pipe(image, text="the cat") == expected
+        with pytest.raises(ValueError, match=r"nothing\.png.*404"):
+            pipe(f"{address}/nothing.png", text="the cat")
+        server.shutdown()
+
+
+def test_the_threshold_can_be_set_for_a_call_or_for_the_pipeline(pipe):
+    image = noise(45, 71)
+    area = [np.mean(np.asarray(pipe(image, text="cup", threshold=t)[0]["mask"]) > 0) for t in (0.05, 0.5, 0.95)]
+    assert area[0] > area[1] > area[2]
+    strict = ReferringImageSegmentationPipeline(pipe.model, processor=pipe.processor, device="cpu", threshold=0.95)
+    assert strict(image, text="cup") == pipe(image, text="cup", threshold=0.95)
+    with pytest.raises(ValueError, match="between 0 and 1"):
+        pipe(image, text="cup", threshold=50)
+
+
+def test_weights_in_bfloat16_take_images_as_they_are(pipe):
+    half = ReferringImageSegmentationPipeline(tiny_model().bfloat16(), processor=pipe.processor, device="cpu")
+    [answer] = half(noise(45, 71), text="the red cup")
+    assert answer["mask"].size == (71, 45) and np.isfinite(answer["score"])
+
+
+def test_saving_keeps_the_processor_with_the_model(pipe, tmp_path):
+    pipe.save_pretrained(tmp_path)
+    names = {path.name for path in tmp_path.iterdir()}
+    assert {"config.json", "model.safetensors", "processor_config.json", "tokenizer.json"} <= names
+    again = ReferringImageSegmentationPipeline(
+        M3DecForImageSegmentation.from_pretrained(tmp_path),
+        processor=M3DecProcessor(
+            type(pipe.processor.image_processor).from_pretrained(tmp_path), pipe.processor.tokenizer
+        ),
+        device="cpu",
+    )
+    assert again(noise(45, 71), text="the red cup") == pipe(noise(45, 71), text="the red cup")
+
+
+@pytest.mark.parametrize(
+    ("inputs", "message"),
+    [
+        ((noise(4, 4),), "text is None"),
+        (("photo.jpg",), "text is None"),
+        (([noise(4, 4)],), "dict with 'image' and 'text'"),
+        (({"image": noise(4, 4)},), "dict with 'image' and 'text'"),
+        (({"image": noise(4, 4), "text": None},), "dict with 'image' and 'text'"),
+        ((None, "cat"), "of type NoneType"),
+        ((b"bytes", "cat"), "of type bytes"),
+        (([noise(4, 4), None], "cat"), "of type NoneType"),
+        ((noise(4, 4), ["cat", None]), "strings only"),
+        ((noise(4, 4), []), "at least one"),
+        ((noise(4, 4), 5), "must be an expression"),
+    ],
+)
+def test_what_is_missing_is_named(pipe, inputs, message):
+    with pytest.raises(ValueError, match=message):
+        pipe(*inputs)
