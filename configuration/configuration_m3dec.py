@@ -11,6 +11,18 @@ from transformers.configuration_utils import SubConfigSpec
 # A backbone whose last three levels have strides 8, 16 and 32, the levels that the model fuses.
 DARKNET53 = {"backbone": "darknet53", "out_indices": [3, 4, 5], "features_only": True}
 
+AT_LEAST_ONE = (
+    "hidden_size",
+    "num_encoder_layers",
+    "num_decoder_layers",
+    "num_attention_heads",
+    "encoder_ffn_dim",
+    "max_words",
+    "vocab_size",
+    "word_vector_size",
+    "mask_decoder_channels",
+)
+
 
 @strict  # without this decorator, validate_architecture is never called
 class M3DecConfig(PreTrainedConfig):
@@ -88,7 +100,7 @@ class M3DecConfig(PreTrainedConfig):
         known = {field.name for field in fields(self)} | set(self.attribute_map)
         for name in kwargs:
             nearest = difflib.get_close_matches(name, known, n=1, cutoff=0.8)
-            if nearest:
+            if nearest and name not in known:
                 raise TypeError(f"M3DecConfig has no field {name!r}. Did you mean {nearest[0]!r}?")
         super().__post_init__(**kwargs)
 
@@ -110,22 +122,26 @@ class M3DecConfig(PreTrainedConfig):
                 f"image_size must be a positive multiple of 32, the stride of the backbone's last level, but it is "
                 f"{self.image_size}. The nearest sizes that fit are {below} and {below + 32}."
             )
+        for name in AT_LEAST_ONE:
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, but it is {getattr(self, name)}.")
+        if self.decoder_ffn_dim < 0:
+            raise ValueError(
+                f"decoder_ffn_dim must not be negative, but it is {self.decoder_ffn_dim}. 0 leaves the block out."
+            )
         if self.feature_stride not in (8, 16):
             raise ValueError(
-                f"feature_stride must be 16 (the paper's) or 8 (a finer map for small objects), not {self.feature_stride}."
+                f"feature_stride must be 16, or 8 for a finer map of small objects, not {self.feature_stride}."
             )
         if self.hidden_size % self.num_attention_heads or self.hidden_size % 4:
             raise ValueError(
-                f"hidden_size must be a multiple of num_attention_heads ({self.num_attention_heads}), for the heads share it, "
-                f"and of 4, for the sines and cosines of two axes do. It is {self.hidden_size}."
+                f"hidden_size must be a multiple of num_attention_heads ({self.num_attention_heads}), for the heads "
+                f"share it, and of 4, for the sines and cosines of two axes do. It is {self.hidden_size}."
             )
-        for name in ("num_encoder_layers", "num_decoder_layers", "max_words", "mask_decoder_channels", "vocab_size"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, but it is {getattr(self, name)}.")
         if not 0 <= self.num_mask_upsamplings <= 3:
             raise ValueError(
-                f"num_mask_upsamplings must be 0 to 3, since the mask decoder has three gaps between its four convolutions, "
-                f"not {self.num_mask_upsamplings}."
+                f"num_mask_upsamplings must be 0 to 3, since the mask decoder has three gaps between its four "
+                f"convolutions, not {self.num_mask_upsamplings}."
             )
         if not 0 <= self.dropout < 1:
             raise ValueError(f"dropout is a probability: at least 0 and less than 1, not {self.dropout}.")
@@ -138,8 +154,14 @@ class M3DecConfig(PreTrainedConfig):
             )
         if self.interaction != "none" and self.num_decoder_layers == 1:
             raise ValueError(
-                f"interaction={self.interaction!r} stands between two successive decoder layers, but num_decoder_layers is 1. "
-                "Set interaction='none', or use at least two layers."
+                f"interaction={self.interaction!r} stands between two successive decoder layers, but "
+                "num_decoder_layers is 1. Set interaction='none', or use at least two layers."
+            )
+        positions = getattr(self.text_config, "max_position_embeddings", None)
+        if positions is not None and self.max_words > positions:
+            raise ValueError(
+                f"text_config has positions for max_position_embeddings = {positions} pieces, but max_words is "
+                f"{self.max_words}. Set max_words to {positions} or less."
             )
         if self.text_config is None and not 0 <= self.unk_token_id < self.vocab_size:
             raise ValueError(

@@ -1,7 +1,7 @@
 """Both IoUs and Pr@X of a model folder on a referring data set, over all and by kind of expression.
 
-    python examples/evaluate_referring.py hub/checkpoints/m3dec-scenes --data_root outputs/data --dataset scenes \\
-        --split_by scenes --split test
+    python examples/evaluate_referring.py --model hub/checkpoints/m3dec-scenes --data_root outputs/data \\
+        --dataset scenes --split_by scenes --split test
 
 Every sentence of the split counts once, at each image's own size; each image is encoded once for all its sentences.
 """
@@ -17,8 +17,7 @@ from accelerate.utils import gather_object
 from tqdm import tqdm
 from transformers import HfArgumentParser
 
-from m3dec import M3DecForImageSegmentation
-from m3dec import M3DecProcessor
+from m3dec import M3DecForImageSegmentation, M3DecProcessor
 from m3dec.processing.referring_data import load_referring_dataset
 from m3dec.processing.referring_data.schema import decode_mask
 from m3dec.processing.referring_iou import ReferringIoU, intersection_and_union
@@ -33,7 +32,9 @@ class EvaluationArguments:
     split: str = field(default="val", metadata={"help": "val, test, testA, …"})
     image_root: str | None = field(default=None, metadata={"help": "The folder of the pictures, if elsewhere."})
     threshold: float = field(default=0.5, metadata={"help": "Of the probability; VLT reported at 0.35."})
-    per_device_eval_batch_size: int = field(default=8, metadata={"help": "Images at once; each with all its sentences."})
+    per_device_eval_batch_size: int = field(
+        default=8, metadata={"help": "Images at once; each with all its sentences."}
+    )
     json: str | None = field(default=None, metadata={"help": "Also write the figures to this file."})
 
 

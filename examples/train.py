@@ -23,10 +23,7 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 from transformers import AutoConfig, AutoTokenizer
 
-from m3dec import M3DecConfig
-from m3dec import M3DecForImageSegmentation
-from m3dec import M3DecImageProcessor
-from m3dec import M3DecProcessor
+from m3dec import M3DecConfig, M3DecForImageSegmentation, M3DecImageProcessor, M3DecProcessor
 from m3dec.examples.evaluate_referring import by_kind, evaluate, references_by_image, table, text_field
 from m3dec.examples.training_recipe import TrainingRecipe, parse_recipe
 from m3dec.hub.pretrained_parts import find_minilm, read_efficientnet_lite0
@@ -159,9 +156,13 @@ def build_model(recipe: TrainingRecipe, train: datasets.Dataset, accelerator: Ac
     size = {"height": config.image_size, "width": config.image_size}
     normalization = {} if mean is None else {"image_mean": mean, "image_std": std}
     processor = M3DecProcessor(M3DecImageProcessor(size=size, **normalization), tokenizer, max_words=config.max_words)
-    origin = {name: value for name in ("backbone_weights", "word_vectors", "text_encoder") if (value := getattr(recipe, name))}
+    origin = {
+        name: value for name in ("backbone_weights", "word_vectors", "text_encoder") if (value := getattr(recipe, name))
+    }
     millions = sum(parameter.numel() for parameter in model.parameters()) / 1e6
-    accelerator.print(f"{millions:.2f} M parameters; pretrained parts: {origin or 'none'}")
+    accelerator.print(
+        f"{millions:.2f} M parameters; pretrained parts: {origin or 'none'}; {accelerator.num_processes} processes"
+    )
     return model, processor
 
 
@@ -191,7 +192,7 @@ class References(Dataset):
             draw = random.Random(f"{self.seed} {self.epoch} {row['ref_id']}")
             texts.append(draw.choice(row["sentences"])[self.text_field])
         if self.shuffle_expressions:
-            texts = texts[1:] + texts[:1]
+            random.Random(f"{self.seed} {self.epoch} {number}").shuffle(texts)
         return {"image": image, "text": texts, "masks": [decode_mask(row["mask"]) for row in rows]}
 
 
@@ -211,7 +212,10 @@ def build_optimizer(model: M3DecForImageSegmentation, recipe: TrainingRecipe) ->
     backbone = set(model.model.vision_encoder.backbone.parameters())
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
     groups = [
-        {"params": [p for p in trainable if p in backbone], "lr": recipe.backbone_learning_rate or recipe.learning_rate},
+        {
+            "params": [p for p in trainable if p in backbone],
+            "lr": recipe.backbone_learning_rate or recipe.learning_rate,
+        },
         {"params": [p for p in trainable if p not in backbone], "lr": recipe.learning_rate},
     ]
     optimizer = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[recipe.optimizer]
@@ -219,14 +223,18 @@ def build_optimizer(model: M3DecForImageSegmentation, recipe: TrainingRecipe) ->
 
 
 def rate_at(recipe: TrainingRecipe, steps_per_epoch: int, total_steps: int):
-    """The factor of the learning rate at a step: a linear warm-up, then "cosine" to 0, "step" by 10, or "constant"."""
+    """The factor of the learning rate at a step: a linear warm-up, then "cosine" or "poly" (power 0.9) to 0, "step" by
+    10 after each milestone, or "constant"."""
     warmup = recipe.num_warmup_steps
 
     def factor(step: int) -> float:
         if step < warmup:
             return (step + 1) / warmup
+        done = min((step - warmup) / max(total_steps - warmup, 1), 1)
         if recipe.lr_scheduler_type == "cosine":
-            return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(total_steps - warmup, 1)))
+            return 0.5 * (1 + math.cos(math.pi * done))
+        if recipe.lr_scheduler_type == "poly":
+            return (1 - done) ** 0.9
         if recipe.lr_scheduler_type == "step":
             return 0.1 ** sum(step >= epoch * steps_per_epoch for epoch in recipe.lr_milestones)
         return 1.0

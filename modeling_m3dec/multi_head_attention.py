@@ -8,7 +8,10 @@ FEW_KEYS = 64  # on a CPU the fused kernel's backward took 30% of a training ste
 
 
 class MultiHeadAttention(nn.Module):
-    """Scaled dot-product attention with several heads. Its projections are bare: no BN, no ReLU (§ IV-A, see README)."""
+    """Scaled dot-product attention with several heads.
+
+    Its projections are bare, without § IV-A's BN and ReLU (ours): a key after ReLU could not express a negative score.
+    """
 
     def __init__(self, hidden_size: int, num_heads: int, dropout: float = 0.0):
         super().__init__()
@@ -51,6 +54,4 @@ class FeedForward(nn.Sequential):
     """Two linear layers with a ReLU between them, on each position by itself."""
 
     def __init__(self, hidden_size: int, width: int, dropout: float = 0.0):
-        super().__init__(
-            nn.Linear(hidden_size, width), nn.ReLU(), nn.Dropout(dropout), nn.Linear(width, hidden_size)
-        )
+        super().__init__(nn.Linear(hidden_size, width), nn.ReLU(), nn.Dropout(dropout), nn.Linear(width, hidden_size))

@@ -14,7 +14,8 @@ class MutualAttention(nn.Module):
 
     Single-headed, with the scale 1 / sqrt(C): Eqs. 1 and 2 as written. (§ IV-A's "head number is 8 for all transformer
     layers" holds for the multi-head attentions around it.) No residual: the output "can keep its property as a
-    multi-modal feature". The two sets may be of any two modalities; `words` and `pixels` name them as the paper uses them.
+    multi-modal feature". Its linear projections are bare, as in the equations. The two sets may be of any two
+    modalities; `words` and `pixels` name them as the paper uses them.
 
     Args:
         hidden_size: C.
@@ -81,13 +82,21 @@ class MutualAttention(nn.Module):
 def resample_grid(weight: Tensor, num_pixels: int) -> Tensor:
     """A linear layer's `weight` (C, P), seen as C filters over a square grid, for a grid of `num_pixels` instead.
 
-    Bilinear, times the constant P / num_pixels: the sum over pixels that follows then keeps its size. Ours; the paper
-    has one image size. At the trained size the weight itself is returned.
+    Bilinear, times the constant P / num_pixels, so that the sum over pixels that follows keeps about its size. Ours;
+    the paper has one image size. At the trained size the weight itself is returned.
+
+    Raises:
+        ValueError: another number of pixels than the trained one, and not both are squares.
     """
     trained = weight.shape[-1]
     if num_pixels == trained:
         return weight
     side, new_side = math.isqrt(trained), math.isqrt(num_pixels)
+    if side**2 != trained or new_side**2 != num_pixels:
+        raise ValueError(
+            f"M3Att was made for {trained} pixels and got {num_pixels}. Its last layer can be resampled from one "
+            "square grid to another only; give it as many as it was made for."
+        )
     filters = weight.float().view(1, -1, side, side)
     filters = F.interpolate(
         filters, size=(new_side, new_side), mode="bilinear", align_corners=False, antialias=new_side < side

@@ -15,7 +15,7 @@ def sine_positions(length: int, channels: int, device: torch.device) -> Tensor:
 
 
 def sine_positions_2d(side: int, channels: int, device: torch.device) -> Tensor:
-    """Positions of a square map, row by row, as (side * side, channels) float32: half the channels for y, half for x."""
+    """Positions of a square map, row by row, (side * side, channels) float32: half the channels for y, half for x."""
     line = sine_positions(side, channels // 2, device)
     y, x = line[:, None].expand(side, side, -1), line[None].expand(side, side, -1)
     return torch.cat([y, x], dim=-1).flatten(0, 1)

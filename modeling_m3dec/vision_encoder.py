@@ -1,4 +1,4 @@
-"""From pixels to F_enc: § III, Fig. 2 (left): backbone levels, one map, transformer encoder. No language enters here."""
+"""From pixels to F_enc: § III, Fig. 2 (left): backbone levels, one map, transformer encoder. No language enters."""
 
 import math
 
@@ -42,6 +42,8 @@ class VisionEncoder(nn.Module):
                 "The backbone must give three levels, of strides 8, 16 and 32, but backbone_config gives "
                 f"{len(self.backbone.channels)}. Choose them by out_indices (timm) or out_features."
             )
+        if hasattr(self.backbone, "swin"):
+            self.backbone.swin.layernorm = nn.Identity()  # no level passes through it, so it could never be trained
         for module in self.backbone.modules():
             if isinstance(module, nn.LeakyReLU) and leaky_relu_slope is not None:
                 module.negative_slope = leaky_relu_slope
@@ -68,10 +70,10 @@ class VisionEncoder(nn.Module):
             ValueError: the images are not square, or S is no multiple of 32, or the backbone has other strides.
         """
         height, width = pixel_values.shape[-2:]
-        if height != width or height % 32:
+        if pixel_values.ndim != 4 or height != width or height % 32 or height == 0:
             raise ValueError(
-                f"pixel_values must be square with a side that is a multiple of 32, but they are {height} x {width}. "
-                "M3DecImageProcessor makes such squares; its size says which."
+                "pixel_values must be (B, 3, S, S), square with a side S that is a multiple of 32, but they are "
+                f"{tuple(pixel_values.shape)}. M3DecImageProcessor makes such squares; its size says which."
             )
         levels = self.backbone(pixel_values).feature_maps
         strides = [height // level.shape[-1] for level in levels]

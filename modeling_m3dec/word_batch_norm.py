@@ -15,7 +15,7 @@ class WordBatchNorm(nn.Module):
         self.norm = nn.BatchNorm1d(hidden_size)
 
     def forward(self, words: Tensor, word_mask: Tensor) -> Tensor:
-        """Normalize `words` (N, T, C). `word_mask` (N, T) is False on padding, whose rows come back as zeros in training.
+        """Normalize `words` (N, T, C). `word_mask` (N, T) is False on padding, whose rows are zeros in training.
 
         Raises:
             ValueError: the training batch has one single real word, of which no variance can be taken.

@@ -1,0 +1,247 @@
+import numpy as np
+import pytest
+import torch
+from mutants import (
+    NOTICEABLE,
+    TOLERANCE,
+    distance,
+    draw,
+    drawn,
+    edited,
+    first_words,
+    real_rows,
+    under,
+    weights_of,
+)
+from test_language_reconstruction import IN_FLOAT64
+from test_language_reconstruction import by_hand as language_reconstruction_by_hand
+from transformers import ResNetConfig
+
+from m3dec import M3DecConfig, M3DecForImageSegmentation, language_reconstruction, modeling_m3dec, positions
+from m3dec.modeling_m3dec import dice_loss, masks_at
+
+N, T, C, SIDE = 3, 5, 2 * 10, 2
+NUM_WORDS = [5, 2, 3]
+MASK = first_words(NUM_WORDS, T)
+W_MASK, W_REC, W_DICE = 0.7, 0.3, 0.2
+
+
+def masks_at_by_hand(labels, height, width):
+    """1 where at least half of a cell's pixels are object. A cell holds every pixel that it touches."""
+    masks = np.zeros((len(labels), height, width))
+    for n, label in enumerate(labels):
+        for y in range(height):
+            for x in range(width):
+                top, bottom = y * label.shape[0] // height, -(-(y + 1) * label.shape[0] // height)
+                left, right = x * label.shape[1] // width, -(-(x + 1) * label.shape[1] // width)
+                cell = label[top:bottom, left:right]
+                masks[n, y, x] = 2 * np.count_nonzero(cell) >= cell.size
+    return masks
+
+
+def mask_loss_by_hand(logits, masks):
+    """The binary cross entropy, a mean over all pixels of all expressions."""
+    total = 0
+    for logit, target in zip(logits.ravel(), masks.ravel(), strict=True):
+        probability = 1 / (1 + np.exp(-logit))
+        total -= target * np.log(probability) + (1 - target) * np.log(1 - probability)
+    return total / logits.size
+
+
+def dice_by_hand(logits, masks):
+    """1 - (2 |A n B| + 1) / (|A| + |B| + 1), with probabilities for A, a mean over expressions."""
+    total = 0
+    for logit, target in zip(logits, masks, strict=True):
+        probability = 1 / (1 + np.exp(-logit))
+        both = sum(p * t for p, t in zip(probability.ravel(), target.ravel(), strict=True))
+        total += 1 - (2 * both + 1) / (probability.sum() + target.sum() + 1)
+    return total / len(logits)
+
+
+def labels_of(height, width, seed=7):
+    """Masks with object on the left, a border that wavers, and some cells exactly half covered."""
+    pixels = draw(N, height, width, seed=seed) + torch.linspace(2, -2, width)
+    return (pixels > 0).double()
+
+
+def segmenter(**settings):
+    config = M3DecConfig(
+        backbone_config=ResNetConfig(
+            embedding_size=4,
+            hidden_sizes=[4, 4, 4, 4],
+            depths=[1, 1, 1, 1],
+            out_features=["stage2", "stage3", "stage4"],
+        ),
+        image_size=16 * SIDE,
+        hidden_size=C,
+        num_attention_heads=2,
+        num_encoder_layers=1,
+        num_decoder_layers=2,
+        encoder_ffn_dim=7,
+        decoder_ffn_dim=13,
+        dropout=0,
+        max_words=T,
+        vocab_size=17,
+        word_vector_size=3,
+        mask_decoder_channels=3,
+        mask_loss_weight=W_MASK,
+        reconstruction_loss_weight=W_REC,
+        **settings,
+    )
+    return drawn(M3DecForImageSegmentation(config))
+
+
+def difference(monkeypatch, training=True, labels=None, dice_weight=0.0):
+    """How far the loss and its parts are from Eq. 5, given the logits and features that the model itself reports.
+
+    Its casts to float32 are casts to float64 here.
+    """
+    monkeypatch.setattr(torch.Tensor, "float", torch.Tensor.double)
+    in_float64 = edited(positions, *IN_FLOAT64)
+    monkeypatch.setattr(language_reconstruction, "sine_positions", in_float64.sine_positions)
+    model = segmenter(dice_loss_weight=dice_weight).train(training)
+    weights = weights_of(model)
+    labels = labels_of(32, 32) if labels is None else labels
+    outputs = model(
+        image_features=draw(N, SIDE**2, C),
+        input_ids=torch.arange(N * T).view(N, T),
+        attention_mask=MASK.long(),
+        labels=labels,
+    )
+    logits = outputs.logits.detach().numpy()
+    assert np.ptp(logits) > 0.1
+    masks = masks_at_by_hand(labels.numpy(), *logits.shape[1:])
+    mask_loss = mask_loss_by_hand(logits, masks)
+    expected = W_MASK * mask_loss + dice_weight * dice_by_hand(logits, masks)
+    if not training:
+        return distance([outputs.loss.detach(), outputs.mask_loss.detach()], [expected, mask_loss])
+    words, decoded = (real_rows(x, MASK) for x in (outputs.word_features, outputs.last_hidden_state))
+    sentence = outputs.sentence_features.detach().numpy()
+    lfr = under(weights, "language_reconstruction")
+    reconstruction_loss = language_reconstruction_by_hand(words, sentence, decoded, lfr, training)[2]
+    expected += W_REC * reconstruction_loss
+    ours = [outputs.loss, outputs.mask_loss, outputs.reconstruction_loss]
+    return distance([loss.detach() for loss in ours], [expected, mask_loss, reconstruction_loss])
+
+
+@pytest.mark.parametrize("dice_weight", [0.0, W_DICE], ids=["the paper's", "with dice"])
+@pytest.mark.parametrize("size", [(16, 16), (32, 32), (48, 80), (29, 31), (7, 11)])
+@pytest.mark.parametrize("training", [False, True], ids=["eval", "training"])
+def test_the_loss_is_equation_5_and_in_eval_its_first_half(training, size, dice_weight, monkeypatch):
+    assert difference(monkeypatch, training, labels_of(*size), dice_weight) < TOLERANCE
+
+
+RECONSTRUCTION = "loss = loss + self.config.reconstruction_loss_weight * reconstruction_loss"
+DICE = "loss = loss + self.config.dice_loss_weight * dice_loss("
+
+
+@pytest.mark.parametrize(
+    ("training", "old", "new"),
+    [
+        pytest.param(True, "self.config.mask_loss_weight * mask_loss", "mask_loss", id="without w_mask"),
+        pytest.param(True, RECONSTRUCTION, "loss = loss + reconstruction_loss", id="without w_rec"),
+        pytest.param(True, RECONSTRUCTION, "pass", id="without L_rec"),
+        pytest.param(True, RECONSTRUCTION, RECONSTRUCTION.replace("loss + ", "loss - ", 1), id="L_rec subtracted"),
+        pytest.param(
+            True,
+            "outputs.sentence_features, decoded, word_mask",
+            "outputs.sentence_features, outputs.word_features, word_mask",
+            id="F_t for F_dec",
+        ),
+        pytest.param(
+            True,
+            "outputs.sentence_features, decoded, word_mask",
+            "outputs.sentence_features, decoded, word_mask | True",
+            id="L_rec without mask",
+        ),
+        pytest.param(
+            True,
+            "outputs.word_features, outputs.sentence_features",
+            "decoded, outputs.sentence_features",
+            id="F_dec for F_t",
+        ),
+        pytest.param(False, "if self.training and self.language", "if self.language", id="L_rec in eval"),
+        pytest.param(True, DICE, DICE.replace("self.config.dice_loss_weight * ", ""), id="without w_dice"),
+        pytest.param(False, DICE, "(", id="without dice"),
+        pytest.param(
+            False, "target = masks_at(labels, logits)", "target = 1 - masks_at(labels, logits)", id="inverted"
+        ),
+        pytest.param(
+            False, "target = masks_at(labels, logits)", "target = masks_at(labels.mT, logits)", id="rows for columns"
+        ),
+        pytest.param(
+            False,
+            "with_logits(logits.float(), target)",
+            "with_logits(logits.float(), target, reduction='sum')",
+            id="a sum, not a mean",
+        ),
+        pytest.param(False, "with_logits(logits.float(), target)", "with_logits(-logits.float(), target)", id="sign"),
+        pytest.param(
+            False,
+            "with_logits(logits.float(), target)",
+            "with_logits(logits.sigmoid().float(), target)",
+            id="two sigmoids",
+        ),
+    ],
+)
+def test_the_oracle_notices_a_mistake_in_equation_5(training, old, new, monkeypatch):
+    mutant = edited(M3DecForImageSegmentation.forward, (old, new))
+    monkeypatch.setattr(M3DecForImageSegmentation, "forward", mutant)
+    assert difference(monkeypatch, training, dice_weight=W_DICE) > NOTICEABLE
+
+
+@pytest.mark.parametrize(
+    ("name", "old", "new"),
+    [
+        pytest.param("masks_at", "covered >= 0.5", "covered > 0.5", id="more than half"),
+        pytest.param("masks_at", "covered >= 0.5", "covered > 0", id="any"),
+        pytest.param("masks_at", "(covered >= 0.5).float()", "covered", id="soft labels"),
+        pytest.param("masks_at", '"area"', '"nearest"', id="nearest"),
+        pytest.param("masks_at", '"area"', '"bilinear"', id="bilinear"),
+        pytest.param("dice_loss", "overlap = 2 *", "overlap =", id="dice without its 2"),
+        pytest.param("dice_loss", "(overlap + 1)", "overlap", id="dice without 1 above"),
+        pytest.param("dice_loss", "target.sum(dim=(1, 2)) + 1)", "target.sum(dim=(1, 2)))", id="dice without 1 below"),
+        pytest.param("dice_loss", "logits.sigmoid()", "logits", id="dice without sigmoid"),
+        pytest.param("dice_loss", ".mean()", ".sum()", id="dice summed over expressions"),
+        pytest.param("dice_loss", "(1 - (overlap", "((overlap", id="dice rewarded"),
+        pytest.param(
+            "dice_loss",
+            "probability.sum(dim=(1, 2)) + target.sum(dim=(1, 2))",
+            "probability.sum() + target.sum()",
+            id="dice over the batch",
+        ),
+    ],
+)
+def test_the_oracle_notices_a_mistake_in_the_labels_and_in_dice(name, old, new, monkeypatch):
+    monkeypatch.setattr(modeling_m3dec, name, edited(getattr(modeling_m3dec, name), (old, new)))
+    assert difference(monkeypatch, training=False, labels=labels_of(64, 32), dice_weight=W_DICE) > NOTICEABLE
+
+
+@pytest.mark.parametrize(("height", "width"), [(3, 5), (13, 2), (11, 17)])
+@pytest.mark.parametrize("size", [(11, 17), (13, 29), (33, 34), (101, 7), (2, 3)])
+def test_labels_of_any_size_are_object_where_half_of_the_cell_is(size, height, width):
+    labels = labels_of(*size)
+    ours = masks_at(labels, torch.zeros(N, height, width))
+    assert ours.dtype == torch.float32
+    assert np.array_equal(ours, masks_at_by_hand(labels.numpy(), height, width))
+
+
+def test_a_cell_exactly_half_covered_is_object_in_every_cell_size():
+    for rows in range(1, 13):
+        for columns in range(1, 13):
+            half, odd = divmod(rows * columns, 2)
+            label = (torch.arange(rows * columns).view(1, rows, columns) < half).double()
+            assert masks_at(label, torch.zeros(1, 1, 1)).item() == (0.0 if odd else 1.0), (rows, columns)
+
+
+def test_in_float32_the_losses_are_the_oracle_s_to_float32():
+    logits, masks = draw(N, 5, 7), labels_of(5, 7)
+    assert distance([dice_loss(logits.float(), masks.float())], [dice_by_hand(logits.numpy(), masks.numpy())]) < 1e-6
+    model = segmenter().float().eval()
+    outputs = model(
+        image_features=draw(N, SIDE**2, C).float(), input_ids=torch.arange(N * T).view(N, T), labels=labels_of(32, 32)
+    )
+    masks = masks_at_by_hand(labels_of(32, 32).numpy(), 16, 16)
+    expected = mask_loss_by_hand(outputs.logits.detach().double().numpy(), masks)
+    assert outputs.reconstruction_loss is None
+    assert distance([outputs.mask_loss.detach(), outputs.loss.detach()], [expected, W_MASK * expected]) < 1e-6
