@@ -59,6 +59,18 @@ class M3DecConfig(PreTrainedConfig):
         "backbone_config": SubConfigSpec(AutoConfig, model_type="timm_backbone", init_kwargs=DARKNET53),
         "text_config": SubConfigSpec(AutoConfig, model_type="bert", optional=True),
     }
+    keys_to_ignore_at_inference = [  # noqa: RUF012 - Trainer gathers what is left: the logits
+        "mask_loss",
+        "reconstruction_loss",
+        "last_hidden_state",
+        "image_features",
+        "word_features",
+        "sentence_features",
+        "hidden_states",
+        "attentions",
+        "cross_attentions",
+        "mutual_attentions",
+    ]
     attribute_map = {"num_hidden_layers": "num_decoder_layers"}  # noqa: RUF012
 
     backbone_config: dict | PreTrainedConfig | None = None

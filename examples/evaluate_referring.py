@@ -22,6 +22,8 @@ from m3dec.processing.referring_data import load_referring_dataset
 from m3dec.processing.referring_data.schema import decode_mask
 from m3dec.processing.referring_iou import ReferringIoU, intersection_and_union
 
+EXPRESSIONS_AT_ONCE = 32  # in the mask decoder, where each takes some 100 MB at the paper's size
+
 
 @dataclass
 class EvaluationArguments:
@@ -107,12 +109,20 @@ def evaluate(
             images=[pictures[numbers[0]]["image"] for numbers in batch],
             text=[[sentence[text_field(model.config)] for _, sentence in pairs] for pairs in asked],
         ).to(accelerator.device)
+        image_index = torch.tensor([i for i, pairs in enumerate(asked) for _ in pairs], device=accelerator.device)
         with accelerator.autocast():
-            outputs = model(**inputs)
+            features = model.get_image_features(inputs["pixel_values"])
+            parts = zip(
+                inputs["input_ids"].split(EXPRESSIONS_AT_ONCE),
+                inputs["attention_mask"].split(EXPRESSIONS_AT_ONCE),
+                image_index.split(EXPRESSIONS_AT_ONCE),
+                strict=True,
+            )
+            logits = [model(None, ids, mask, index, image_features=features).logits for ids, mask, index in parts]
         truths = {row["ref_id"]: decode_mask(row["mask"]) for rows in groups for row in rows}
         pairs = [pair for group in asked for pair in group]
         sizes = [truths[row["ref_id"]].shape for row, _ in pairs]
-        answers = processor.post_process_referring_segmentation(outputs, target_sizes=sizes, threshold=threshold)
+        answers = processor.post_process_referring_segmentation(torch.cat(logits), sizes, threshold)
         for (row, sentence), answer in zip(pairs, answers, strict=True):
             overlap = intersection_and_union(answer["mask"], truths[row["ref_id"]])
             results.append(ExpressionResult(row["ref_id"], sentence["sent_id"], sentence["category"], *overlap))

@@ -38,8 +38,9 @@ def row(name: str, config: M3DecConfig) -> str:
         text = counter.get_total_flops() / 2
     image_parameters = parameters(model.model.vision_encoder) + parameters(model.model.encoder_layers)
     everything = parameters(model)
-    figures = [everything, image_parameters, everything - image_parameters, image / 1e3, text / 1e3]
-    return f"| {name} | {config.image_size} | " + " | ".join(f"{figure / 1e6:.1f}" for figure in figures) + " |"
+    millions = [count / 1e6 for count in (everything, image_parameters, everything - image_parameters)]
+    billions = [count / 1e9 for count in (image, text)]
+    return f"| {name} | {config.image_size} | " + " | ".join(f"{figure:.2f}" for figure in millions + billions) + " |"
 
 
 def parameters(module: torch.nn.Module) -> int:

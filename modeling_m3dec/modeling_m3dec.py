@@ -20,10 +20,10 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import AutoModel, PreTrainedModel
 from transformers import initialization as init
+from transformers.modeling_utils import load_state_dict
 from transformers.utils import ModelOutput, logging
 from transformers.utils.generic import can_return_tuple
 
@@ -198,7 +198,7 @@ class M3DecModel(M3DecPreTrainedModel):
         eager = self.config._attn_implementation == "eager"
         pixels = self.vision_encoder(pixel_values)  # (B, P, C)  F_vis
         for layer in self.encoder_layers:
-            pixels, _ = layer(pixels, eager)
+            pixels = layer(pixels, eager)
         return pixels  # (B, P, C)  F_enc
 
     @can_return_tuple
@@ -231,6 +231,14 @@ class M3DecModel(M3DecPreTrainedModel):
             raise ValueError(
                 "The image is half of the input, but pixel_values and image_features are None. Give pixel_values, or "
                 "image_features from get_image_features."
+            )
+        if image_features is not None and pixel_values is not None:
+            raise ValueError("pixel_values and image_features were both given; they say the same. Leave one out.")
+        channels = self.config.hidden_size
+        if image_features is not None and (image_features.ndim != 3 or image_features.shape[-1] != channels):
+            raise ValueError(
+                f"image_features must be (B, P, {channels}), but they are {tuple(image_features.shape)}. Give what "
+                "get_image_features returned."
             )
         eager = self.config._attn_implementation == "eager"
         if output_attentions is None:
@@ -283,6 +291,12 @@ class M3DecModel(M3DecPreTrainedModel):
             )
         word_mask = attention_mask.bool()
         if not torch.compiler.is_compiling():
+            rows = self.get_input_embeddings().num_embeddings
+            if input_ids.min() < 0 or input_ids.max() >= rows:
+                raise ValueError(
+                    f"input_ids must be 0 to {rows - 1}, the rows of this model's vocabulary, but they reach from "
+                    f"{input_ids.min().item()} to {input_ids.max().item()}. Use the processor saved with this model."
+                )
             if not word_mask.any(dim=1).all():
                 empty = (~word_mask.any(dim=1)).nonzero().flatten().tolist()
                 raise ValueError(
@@ -410,9 +424,16 @@ class M3DecForImageSegmentation(M3DecPreTrainedModel):
                     f"{tuple(language.word_vectors.weight.shape)}, but they are "
                     f"{tuple(word_vectors.shape)}. Set these two fields of the config from their shape."
                 )
+            known = word_vectors[word_vectors.any(dim=1)]
+            if len(known) == 0 or not torch.isfinite(known).all():
+                raise ValueError(
+                    f"word_vectors must be finite and not all 0, but {len(known)} of {len(word_vectors)} rows hold "
+                    f"anything but 0 and {(~torch.isfinite(known)).sum().item()} numbers are not finite. Read them "
+                    "again."
+                )
             with torch.no_grad():
                 language.word_vectors.weight.copy_(word_vectors)
-                language.unknown_word.copy_(word_vectors[word_vectors.any(dim=1)].mean(dim=0))
+                language.unknown_word.copy_(known.mean(dim=0))
         if text_encoder is not None:
             if config.text_config is None:
                 raise ValueError(
@@ -473,7 +494,7 @@ def _load_part(part: PreTrainedModel, source: str | os.PathLike | dict[str, Tens
         if part.config.model_type == "timm_backbone":
             # TimmBackbone.from_pretrained knows timm's names only, not a folder it was saved to.
             if os.path.isdir(source):
-                source = load_file(os.path.join(source, "model.safetensors"))
+                source = load_state_dict(os.path.join(source, "model.safetensors"))
             else:
                 source = type(part).from_pretrained(source, config=part.config).state_dict()
         else:

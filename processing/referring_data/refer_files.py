@@ -98,13 +98,14 @@ def union_of_parts(annotation: dict, height: int, width: int) -> dict:
         compressed = isinstance(segmentation["counts"], str)
         runs = segmentation if compressed else coco_mask.frPyObjects(segmentation, height, width)
     else:
-        # pycocotools would take four numbers for a box.
-        if not segmentation or any(len(polygon) < 6 or len(polygon) % 2 for polygon in segmentation):
+        # A part of one or two points has no area, and pycocotools would take four numbers for a box.
+        parts = [polygon for polygon in segmentation if len(polygon) >= 6]
+        if not parts or any(len(polygon) % 2 for polygon in parts):
             raise ValueError(
-                "A polygon must be a list x, y, x, y, … of at least three points, but annotation "
+                "An object must have a polygon, a list x, y, x, y, … of at least three points, but annotation "
                 f"{annotation['id']} has {segmentation!r:.80}. Correct or remove it in instances.json."
             )
-        runs = coco_mask.merge(coco_mask.frPyObjects(segmentation, height, width))
+        runs = coco_mask.merge(coco_mask.frPyObjects(parts, height, width))
     counts = runs["counts"]
     return {"size": [height, width], "counts": counts if isinstance(counts, str) else counts.decode("ascii")}
 
