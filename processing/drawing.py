@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image, ImageColor, ImageDraw, ImageFont
 
-PREDICTION_COLOR = "#e6194b"
+PREDICTION_COLOR = "#00c8ff"  # on no shape of the scenes, and rare in photographs
 TARGET_COLOR = "#2fbf4f"
 TEXT_COLOR = "#303030"
 
