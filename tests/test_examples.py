@@ -124,7 +124,10 @@ def test_predict_writes_an_overlay_and_a_mask_of_the_pictures_own_size(trained, 
 
 @pytest.mark.parametrize("path", ALL_RECIPES, ids=lambda path: path.stem)
 def test_every_recipe_describes_a_model(path):
-    M3DecConfig(**parse_recipe([str(path)]).model)
+    settings = parse_recipe([str(path)]).model
+    config = M3DecConfig(**settings)
+    plain = settings.keys() - {"backbone_config"}
+    assert {name: getattr(config, name) for name in plain} == {name: settings[name] for name in plain}
 
 
 def test_there_is_a_recipe_for_every_row_of_tables_1_to_3():
