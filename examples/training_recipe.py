@@ -32,7 +32,8 @@ class TrainingRecipe:
     model_name_or_path: str | None = field(
         default=None,
         metadata={
-            "help": "Go on from this trained model and its processor, instead of a new model of pretrained parts."
+            "help": "Go on from this trained model and its processor, instead of a new model of pretrained parts. Of "
+            "the fields of the model only image_size may differ."
         },
     )
     backbone_weights: str | None = field(

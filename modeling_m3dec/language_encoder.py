@@ -51,12 +51,21 @@ class RecurrentLanguageEncoder(nn.Module):
         position = torch.arange(input_ids.shape[1], device=input_ids.device)[None]
         reverse = torch.where(position < lengths, lengths - 1 - position, position)[..., None]  # (N, T, 1)
 
-        ahead, _ = self.forward_recurrent(vectors)  # (N, T, C/2)
-        back, _ = self.backward_recurrent(vectors.gather(1, reverse.expand_as(vectors)))
+        ahead = recur(self.forward_recurrent, vectors)  # (N, T, C/2)
+        back = recur(self.backward_recurrent, vectors.gather(1, reverse.expand_as(vectors)))
         last = (lengths - 1)[..., None].expand(-1, 1, ahead.shape[-1])  # of each expression, its last real word
         sentence = torch.cat([ahead.gather(1, last), back.gather(1, last)], dim=-1)  # (N, 1, C)  F_t'
         words = torch.cat([ahead, back.gather(1, reverse.expand_as(back))], dim=-1)  # (N, T, C)  F_t
         return words, sentence
+
+
+def recur(network: nn.LSTM | nn.GRU, vectors: Tensor) -> Tensor:
+    """The hidden states of `network` on `vectors`: on a CPU in their own precision, whatever autocast says, for torch
+    has no bfloat16 LSTM under autocast for CPUs without AVX-512 (it raises)."""
+    if vectors.device.type == "cpu" and torch.is_autocast_enabled("cpu"):
+        with torch.autocast("cpu", enabled=False):
+            return network(vectors)[0]
+    return network(vectors)[0]
 
 
 class BertLanguageEncoder(nn.Module):

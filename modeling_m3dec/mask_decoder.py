@@ -56,15 +56,13 @@ class MaskDecoder(nn.Module):
         kernels = kernels.masked_fill(~word_mask[..., None], 0.0)  # (N, T, C), padding silenced after bias and norm
 
         maps = self.lay_over_pixels(kernels, pixels, word_mask)
-        for gap, (convolution, norm) in enumerate(zip(self.convolutions, self.norms, strict=True)):
-            maps = norm(convolution(maps)).relu()  # (N, 512, h, w)  Fig. 6
-            if self.upsample_from <= gap < 2:
-                maps = F.interpolate(maps, scale_factor=2.0, mode="nearest")  # ours, as VLT
-        if self.upsample_from < 3:
-            logits = convolve_doubled(maps, self.last_convolution)
-        else:
-            logits = self.last_convolution(maps)
-        return logits.squeeze(1)  # (N, h, w)
+        layers = zip([*self.convolutions, self.last_convolution], [*self.norms, None], strict=True)
+        for number, (convolution, norm) in enumerate(layers):
+            # Nearest upsampling (ours, as VLT) stands between them.
+            maps = convolve_doubled(maps, convolution) if number > self.upsample_from else convolution(maps)
+            if norm is not None:
+                maps = norm(maps).relu()  # (N, 512, h, w)  Fig. 6
+        return maps.squeeze(1)  # (N, h, w)
 
     def lay_over_pixels(self, kernels: Tensor, pixels: Tensor, word_mask: Tensor) -> Tensor:
         """The first convolution's input: (N, max_words, g, g), or (N, 2C, g, g) when concatenated."""
@@ -81,28 +79,37 @@ class MaskDecoder(nn.Module):
 
     def word_maps_at(self, kernels: Tensor, side: int) -> Tensor:
         """VLT's maps (N, T, side * side). Another grid gets them resized; nothing sums over them."""
-        maps = self.word_maps(kernels)  # (N, T, P)
-        trained = math.isqrt(maps.shape[-1])
-        if side == trained:
-            return maps
-        maps = F.interpolate(
-            maps.float().unflatten(-1, (trained, trained)),
-            size=(side, side),
-            mode="bilinear",
-            align_corners=False,
-            antialias=side < trained,
-        )
-        return maps.flatten(2).to(kernels.dtype)
+        return resize_maps(self.word_maps(kernels), side)
+
+    def set_num_pixels(self, num_pixels: int) -> None:
+        """Resize VLT's maps for good, as `forward` does for each grid they were not made for."""
+        if self.variant == "decoder_only":
+            side, layer = math.isqrt(num_pixels), self.word_maps
+            layer.weight = nn.Parameter(resize_maps(layer.weight.detach().mT, side).mT.contiguous())
+            layer.bias = nn.Parameter(resize_maps(layer.bias.detach(), side))
+            layer.out_features = num_pixels
+
+
+def resize_maps(maps: Tensor, side: int) -> Tensor:
+    """Maps (…, P) of a square grid on another one, (…, side * side), bilinearly. Their own size returns them."""
+    trained = math.isqrt(maps.shape[-1])
+    if side == trained:
+        return maps
+    resized = F.interpolate(
+        maps.float().reshape(-1, 1, trained, trained),
+        size=(side, side),
+        mode="bilinear",
+        align_corners=False,
+        antialias=side < trained,
+    )
+    return resized.reshape(*maps.shape[:-1], side**2).to(maps.dtype)
 
 
 def convolve_doubled(maps: Tensor, convolution: nn.Conv2d) -> Tensor:
     """A 3x3 `convolution` of `maps` (N, c, h, w) doubled by nearest upsampling: (N, o, 2h, 2w), without doubling them.
 
-    Of three neighbours in the doubled map two are copies of one pixel, so their weights add up, another pair for even
-    than for odd places. For the one-channel convolution at the end this is exact and five times faster on a CPU.
+    Exactly a transposed convolution of stride 2, whose 4x4 kernel is the 3x3 one turned round and summed over the two
+    copies of each pixel: 4/9 of the multiplications, and under half of the time of 64 channels on a CPU.
     """
-    even, odd = [[1, 0, 0], [0, 1, 1], [0, 0, 0]], [[0, 0, 0], [1, 1, 0], [0, 0, 1]]
-    copies = torch.tensor([even, odd], dtype=convolution.weight.dtype, device=maps.device)  # (place, pixel, neighbour)
-    weight = torch.einsum("aih,bjw,ochw->oabcij", copies, copies, convolution.weight).flatten(0, 2)
-    bias = convolution.bias.repeat_interleave(4)
-    return F.pixel_shuffle(F.conv2d(maps, weight, bias, padding=1), 2)
+    kernel = 4 * F.avg_pool2d(convolution.weight.flip(2, 3), 2, stride=1, padding=1)  # sums of 2x2, (o, c, 4, 4)
+    return F.conv_transpose2d(maps, kernel.transpose(0, 1), convolution.bias, stride=2, padding=1)

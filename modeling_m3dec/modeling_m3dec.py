@@ -340,6 +340,23 @@ class M3DecForImageSegmentation(M3DecPreTrainedModel):
         """The image half alone, see `M3DecModel.get_image_features`: encode once, ask many times."""
         return self.model.get_image_features(pixel_values)
 
+    def set_image_size(self, image_size: int) -> None:
+        """Make `image_size` the one this model is made for, to train it further there: what belongs to one grid is
+        resampled once, as `forward` does each time, and answers at that size stay what they were.
+
+        Raises:
+            ValueError: `image_size` is no positive multiple of 32.
+        """
+        before, self.config.image_size = self.config.image_size, image_size
+        try:
+            self.config.validate_architecture()
+        except ValueError:
+            self.config.image_size = before
+            raise
+        for layer in self.model.decoder_layers:
+            layer.mutual_attention.set_num_pixels(self.config.num_pixels)
+        self.mask_decoder.set_num_pixels(self.config.num_pixels)
+
     @can_return_tuple
     def forward(
         self,

@@ -74,6 +74,12 @@ class MutualAttention(nn.Module):
         output = F.linear(fused, resample_grid(self.output.weight, pixels.shape[1]), self.output.bias)
         return self.norm(output, word_mask).relu(), scores  # (N, T, C)
 
+    def set_num_pixels(self, num_pixels: int) -> None:
+        """Resample the last layer for good, as `forward` does for each grid it was not made for."""
+        if self.variant in ("shared", "independent"):
+            self.output.weight = nn.Parameter(resample_grid(self.output.weight.detach(), num_pixels))
+            self.output.in_features = num_pixels
+
     def _look_at_words(self, scores: Tensor, words: Tensor, word_mask: Tensor) -> Tensor:
         scores = scores.masked_fill(~word_mask[:, :, None], torch.finfo(scores.dtype).min)
         return scores.mT.softmax(dim=-1) @ self.word_value(words)  # (N, P, C)  Eq. 2b, F_L^a

@@ -83,6 +83,15 @@ def test_training_goes_on_from_a_trained_model(trained, tmp_path):
         assert torch.equal(old, new), name
 
 
+def test_training_goes_on_at_another_image_size(trained, tmp_path):
+    flags = ("--output_dir", tmp_path, "--max_train_steps", "1", "--model_name_or_path", trained / "run" / "last")
+    run(trained / "recipe.yaml", *flags, "--model.image_size", "96")
+    model = M3DecForImageSegmentation.from_pretrained(tmp_path / "last")
+    processor = M3DecProcessor.from_pretrained(tmp_path / "last")
+    pixel_values = processor(images=draw_scene(seed=3).image, text="the ring").pixel_values
+    assert pixel_values.shape[-1] == model.config.image_size == 96
+
+
 def test_two_processes_train_and_count_every_validation_sentence_once(trained, tmp_path):
     launcher = ("-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "29517")
     flags = ("--output_dir", tmp_path, "--max_train_steps", "2", "--data_root", trained / "data")

@@ -123,8 +123,9 @@ def test_plain_products_on_request_give_the_same_logits():
 
 NORMED = "kernels = self.self_attention_norm(decoded + attended)"
 SILENCED = "kernels = kernels.masked_fill(~word_mask[..., None], 0.0)"
-BLOCK = "maps = norm(convolution(maps)).relu()"
-DOUBLED = 'maps = F.interpolate(maps, scale_factor=2.0, mode="nearest")'
+CONVOLVED = "convolve_doubled(maps, convolution) if number > self.upsample_from else convolution(maps)"
+NORM_AND_RELU = "maps = norm(maps).relu()"
+LAST = "return maps.squeeze(1)  # (N, h, w)"
 
 
 @pytest.mark.parametrize(
@@ -162,10 +163,10 @@ DOUBLED = 'maps = F.interpolate(maps, scale_factor=2.0, mode="nearest")'
         pytest.param(
             "(0, 0, 0, self.max_words - num_words)", "(0, 0, self.max_words - num_words, 0)", id="words at the end"
         ),
-        pytest.param(BLOCK, "maps = norm(convolution(maps))", id="without ReLU"),
-        pytest.param(BLOCK, "maps = convolution(maps).relu()", id="without BN"),
-        pytest.param(BLOCK, "maps = norm(convolution(maps).relu())", id="ReLU before BN"),
-        pytest.param("logits = convolve_doubled", "logits = -convolve_doubled", id="sign"),
+        pytest.param(NORM_AND_RELU, "maps = norm(maps)", id="without ReLU"),
+        pytest.param(NORM_AND_RELU, "maps = maps.relu()", id="without BN"),
+        pytest.param(NORM_AND_RELU, "maps = norm(maps.relu())", id="ReLU before BN"),
+        pytest.param(LAST, "return -maps.squeeze(1)", id="sign"),
     ],
 )
 def test_the_oracle_notices_a_mistake_in_the_mask_decoder(old, new):
@@ -211,27 +212,21 @@ def test_the_oracle_notices_a_mistake_in_a_row_of_table_iii(variant, old, new):
 @pytest.mark.parametrize(
     ("num_upsamplings", "old", "new"),
     [
-        pytest.param(2, "self.upsample_from <= gap < 2", "self.upsample_from > gap", id="counted from the first"),
-        pytest.param(3, DOUBLED, DOUBLED.replace("nearest", "bilinear"), id="bilinear"),
         pytest.param(
-            1,
-            "logits = convolve_doubled(maps, self.last_convolution)",
-            "logits = F.interpolate(self.last_convolution(maps), scale_factor=2.0)",
-            id="doubled after the last convolution",
+            2, "number > self.upsample_from", "0 < number <= 3 - self.upsample_from", id="counted from the first"
         ),
-        pytest.param(0, "self.last_convolution(maps)", "self.last_convolution(maps).relu()", id="a last ReLU"),
         pytest.param(
-            1,
-            "[[1, 0, 0], [0, 1, 1], [0, 0, 0]], [[0, 0, 0], [1, 1, 0], [0, 0, 1]]",
-            "[[0, 0, 0], [1, 1, 0], [0, 0, 1]], [[1, 0, 0], [0, 1, 1], [0, 0, 0]]",
-            id="even for odd",
+            3,
+            CONVOLVED,
+            "F.interpolate(convolution(maps), scale_factor=2.0) if number > self.upsample_from else convolution(maps)",
+            id="doubled after the convolution",
         ),
-        pytest.param(1, "oabcij", "obacij", id="rows for columns of the places"),
-        pytest.param(1, "aih,bjw,ochw", "aiw,bjh,ochw", id="rows for columns of the kernel"),
-        pytest.param(1, "convolution.bias.repeat_interleave(4)", "None", id="without last bias"),
-        pytest.param(
-            1, "weight, bias, padding=1), 2)", "weight, bias, padding=1), 2).roll(1, -1)", id="one place aside"
-        ),
+        pytest.param(0, LAST, "return maps.relu().squeeze(1)", id="a last ReLU"),
+        pytest.param(1, "4 * F.avg_pool2d", "F.avg_pool2d", id="a mean of the copies' weights"),
+        pytest.param(1, "convolution.weight.flip(2, 3)", "convolution.weight", id="kernel not turned round"),
+        pytest.param(1, "weight.flip(2, 3)", "weight.flip(2, 3).mT", id="rows for columns of the kernel"),
+        pytest.param(1, "kernel.transpose(0, 1), convolution.bias", "kernel.transpose(0, 1), None", id="without bias"),
+        pytest.param(1, "stride=2, padding=1)", "stride=2, padding=1).roll(1, -1)", id="one place aside"),
     ],
 )
 def test_the_oracle_notices_a_mistake_in_the_upsampling(num_upsamplings, old, new):
@@ -243,9 +238,9 @@ def test_the_oracle_notices_a_mistake_in_the_upsampling(num_upsamplings, old, ne
     [
         pytest.param(3, "antialias=side < trained", "antialias=False", id="shrinking without antialias"),
         pytest.param(7, "align_corners=False", "align_corners=True", id="corners aligned"),
-        pytest.param(7, "(trained, trained)),", "(trained, trained)).mT,", id="rows for columns"),
+        pytest.param(7, "(-1, 1, trained, trained),", "(-1, 1, trained, trained).mT,", id="rows for columns"),
         pytest.param(
-            7, "return maps.flatten(2)", "return (trained / side) ** 2 * maps.flatten(2)", id="a constant of sums"
+            7, "return resized.reshape", "return (trained / side) ** 2 * resized.reshape", id="a constant of sums"
         ),
     ],
 )

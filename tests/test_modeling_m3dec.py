@@ -258,6 +258,28 @@ def test_weights_of_one_size_serve_every_square_multiple_of_32(decoder, trained)
     assert all(torch.equal(tensor, weights[name]) for name, tensor in model.state_dict().items())
 
 
+@pytest.mark.parametrize("kind", ["lstm", "independent", "vision_attended_language", "decoder_only"])
+def test_made_for_another_size_a_model_answers_there_as_before_and_can_be_saved(kind, tmp_path):
+    for side in (96, 32):
+        model, (ids, mask) = tiny_model(**KINDS[kind]), expressions(3, 7)
+        with torch.inference_mode():
+            before = model(pictures(2, side), ids, mask).logits
+        model.set_image_size(side)
+        model.save_pretrained(tmp_path / str(side))
+        loaded = M3DecForImageSegmentation.from_pretrained(tmp_path / str(side))
+        with torch.inference_mode():
+            assert_close(loaded(pictures(2, side), ids, mask).logits, before)
+        assert (loaded.config.image_size, loaded.config.num_pixels) == (side, (side // 16) ** 2)
+        model.train()(**training_batch(side)).loss.backward()
+
+
+def test_a_size_that_no_model_can_be_made_for_is_refused_and_changes_nothing():
+    model = tiny_model()
+    with pytest.raises(ValueError, match="64 and 96"):
+        model.set_image_size(70)
+    assert model.config.image_size == 64
+
+
 @torch.inference_mode()
 def test_another_size_sees_the_same_picture():
     """Large plain patches, so that both sizes hold the same picture: resized, the answers nearly agree."""
@@ -331,6 +353,18 @@ def test_attentions_can_be_asked_for_in_the_config_and_come_as_a_tuple_too():
     assert len(asked.mutual_attentions) == 2
     as_tuple = model(pictures(2), ids, mask, return_dict=False)
     assert torch.equal(as_tuple[0], asked.logits) and len(as_tuple) == len(asked.to_tuple())
+
+
+@pytest.mark.parametrize("kind", ["lstm", "gru", "bert"])
+def test_under_autocast_a_training_step_differs_by_rounding_only(kind):
+    losses = []
+    for enabled in (False, True):
+        model = tiny_model(**KINDS[kind], dropout=0.0).train()
+        with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+            losses.append(model(**training_batch()).loss)
+        losses[-1].backward()
+        assert all(p.grad.isfinite().all() for p in model.parameters() if p.grad is not None)
+    assert abs(losses[1] - losses[0]) < 0.02 * losses[0]
 
 
 # Files
