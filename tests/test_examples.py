@@ -21,6 +21,7 @@ from m3dec.processing.referring_data import load_referring_dataset
 from m3dec.processing.referring_data.scenes import draw_scene
 
 ALL_RECIPES = sorted(RECIPES.glob("**/*.yaml"))
+TWO_PROCESSES = ("-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "29517")
 TINY = {
     "backbone_config": {"model_type": "timm_backbone", "backbone": "resnet10t", "out_indices": [2, 3, 4]},
     "image_size": 64,
@@ -34,11 +35,11 @@ TINY = {
 }
 
 
-def run(*arguments, module="m3dec.examples.train", launcher=(), cwd=None) -> str:
+def run(*arguments, module="m3dec.examples.train", launcher=(), cwd=None, timeout=600) -> str:
     """The program's output; its failure is the test's."""
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     command = [sys.executable, *launcher, "-m", module, *map(str, arguments)]
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=cwd, timeout=600)
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=cwd, timeout=timeout)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 
@@ -93,9 +94,8 @@ def test_training_goes_on_at_another_image_size(trained, tmp_path):
 
 
 def test_two_processes_train_and_count_every_validation_sentence_once(trained, tmp_path):
-    launcher = ("-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "29517")
     flags = ("--output_dir", tmp_path, "--max_train_steps", "2", "--data_root", trained / "data")
-    output = run(trained / "recipe.yaml", *flags, launcher=launcher)
+    output = run(trained / "recipe.yaml", *flags, launcher=TWO_PROCESSES)
     assert "2 processes" in output
     (line,) = (tmp_path / "metrics.jsonl").read_text().splitlines()
     assert json.loads(line)["figures"]["all"]["count"] == 4 * 6
@@ -179,7 +179,7 @@ def test_the_shipped_recipe_needs_the_language(tmp_path):
     recipe = {"base": str(RECIPES / "scenes.yaml"), "scenes": {"train": 2000, "val": 60}, "data_root": str(tmp_path)}
     recipe |= {"output_dir": str(tmp_path), "max_train_steps": 400, "eval_steps": 400, "shuffle_expressions": True}
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe))
-    run(tmp_path / "recipe.yaml")
+    run(tmp_path / "recipe.yaml", launcher=TWO_PROCESSES, timeout=3600)
     figures = json.loads((tmp_path / "metrics.jsonl").read_text().splitlines()[-1])["figures"]
     assert figures["all"]["miou"] < 0.30
 
