@@ -17,9 +17,10 @@ class PretrainedBackbone:
     """Weights of an image backbone, with what images must look like for them."""
 
     name: str  # timm's name of the architecture
-    state_dict: dict[str, Tensor]  # all of it, classifier too, under timm's names
+    state_dict: dict[str, Tensor]  # under timm's names; may hold more than the features need
     image_mean: tuple[float, float, float]  # of RGB from 0.0 to 1.0
     image_std: tuple[float, float, float]
+    leaky_relu_slope: float | None = None  # for `M3DecConfig.backbone_leaky_relu_slope`; None keeps the architecture's
 
 
 def read_efficientnet_lite0() -> PretrainedBackbone:

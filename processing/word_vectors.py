@@ -11,6 +11,7 @@ counting words, training and every later use split alike.
 
 import importlib.util
 import logging
+import os
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
@@ -18,6 +19,7 @@ from typing import NamedTuple
 
 import numpy as np
 from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers
+from tqdm import tqdm
 from transformers import PreTrainedTokenizerFast
 
 logger = logging.getLogger(__name__)
@@ -158,8 +160,14 @@ def read_glove_text(
         ValueError: a line has too few or too many numbers, or a kept one holds something else; with its line number.
     """
     vectors = {}
-    with open(path, "rb") as file:
+    size = os.path.getsize(path)
+    hidden = True if size < 100_000_000 else None  # None: hidden only where stderr is no terminal
+    with (
+        open(path, "rb") as file,
+        tqdm(total=size, desc="reading word vectors", unit="B", unit_scale=True, disable=hidden) as progress,
+    ):
         for number, line in enumerate(file, start=1):
+            progress.update(len(line))
             line = line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line
             line = line.rstrip(b" \t\r\n")
             if not line:

@@ -1,7 +1,10 @@
 import importlib.util
 import logging
+import subprocess
+import sys
 import tracemalloc
 import unicodedata
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -224,6 +227,38 @@ def test_only_kept_rows_stay_in_memory(glove_file):
     few, many = peak({"w7", "w199999"}), peak({f"w{row}" for row in range(0, 200_000, 20)})
     assert few < 1e6  # of a file of 90 MB
     assert many < 1e6 + 10_000 * (4 * dimension + 400)  # the numbers, and what Python keeps of a word and an array
+
+
+READ_AND_MEASURE = """
+import sys
+from pathlib import Path
+from m3dec.processing.word_vectors import read_glove_text
+
+def peak():  # in bytes. Not ru_maxrss, in which a child process starts from its parent's peak
+    status = Path("/proc/self/status").read_text()
+    return 1024 * int(status.split("VmHWM:")[1].split()[0])
+
+Path("/proc/self/clear_refs").write_text("5")  # the peak starts again from what is in use now
+before = peak()
+vectors = read_glove_text(sys.argv[1], keep={f"w{row}" for row in range(0, 40_000, 40)} | {". . ."})
+print(len(vectors), peak() - before)
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="reads a process's peak from Linux's /proc")
+def test_the_memory_of_a_process_that_reads_a_large_glove_file_hardly_grows(tmp_path):
+    numbers = " ".join(["0.123456"] * 300)
+    with open(tmp_path / "glove.txt", "w") as file:
+        file.writelines(f"{'. . .' if row % 1000 == 1 else f'w{row}'} {numbers}\n" for row in range(40_000))
+    assert (tmp_path / "glove.txt").stat().st_size > 100e6
+    child = subprocess.run(
+        [sys.executable, "-c", READ_AND_MEASURE, tmp_path / "glove.txt"], capture_output=True, text=True
+    )
+    (tmp_path / "glove.txt").unlink()  # pytest would keep it for three runs
+    assert child.returncode == 0, child.stderr
+    kept, growth = map(int, child.stdout.split())
+    assert kept == 1001
+    assert growth < 20e6  # 2 MB are the kept numbers; the file whole would be over 100
 
 
 def test_an_array_with_a_word_list_gives_the_kept_rows(tmp_path):
