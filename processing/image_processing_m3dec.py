@@ -8,11 +8,18 @@ import numpy as np
 import torch
 from PIL import Image, ImageOps
 from transformers.image_processing_backends import TorchvisionBackend
-from transformers.image_processing_utils import BatchFeature
+from transformers.image_processing_utils import BatchFeature, get_size_dict
 from transformers.image_utils import ChannelDimension, PILImageResampling, SizeDict
 from transformers.processing_utils import ImagesKwargs, Unpack
 
 DOWNLOAD_TIMEOUT = 60  # seconds
+GREY = 128  # of 255, a letterbox's border before normalization: VLT's 0.5, rounded to what a pixel can hold
+
+
+class M3DecImagesKwargs(ImagesKwargs, total=False):
+    """The settings of every image processor, and whether ours keeps an image's proportions."""
+
+    do_letterbox: bool | None
 
 
 class M3DecImageProcessor(TorchvisionBackend):
@@ -20,8 +27,13 @@ class M3DecImageProcessor(TorchvisionBackend):
 
     The defaults are § IV-A's 416 px and Darknet's own convention, RGB/255 without mean and standard deviation. Another
     backbone's `image_mean` and `image_std` are given here, and are saved and loaded with everything else.
+
+    With `do_letterbox=True` proportions are kept, as VLT and CRIS do: the largest copy that fits is centred on an S x S
+    canvas, whose border is grey, and 0 in masks. `post_process_referring_segmentation` cuts the border off again, so
+    the mode and `size` belong to the processor: set them where it is made or loaded, not for one call.
     """
 
+    valid_kwargs = M3DecImagesKwargs
     size = SizeDict(height=416, width=416)
     resample = PILImageResampling.BILINEAR  # with antialiasing
     image_mean = (0.0, 0.0, 0.0)
@@ -29,8 +41,9 @@ class M3DecImageProcessor(TorchvisionBackend):
     do_resize = True
     do_rescale = True
     do_normalize = True
+    do_letterbox = False  # a stretch
 
-    def preprocess(self, images, segmentation_maps=None, **kwargs: Unpack[ImagesKwargs]) -> BatchFeature:
+    def preprocess(self, images, segmentation_maps=None, **kwargs: Unpack[M3DecImagesKwargs]) -> BatchFeature:
         """Turn images, and masks where there are any, into tensors. There may be more masks than images.
 
         Args:
@@ -39,25 +52,104 @@ class M3DecImageProcessor(TorchvisionBackend):
 
         Returns:
             pixel_values: (B, 3, S, S) float32, normalized per channel.
-            labels: (N, S, S) float32, 0.0 or 1.0. Absent without segmentation_maps.
+            labels: (N, S, S) float32, 0.0 or 1.0, in the frame of pixel_values: 0.0 on a letterbox's border. Absent
+                without segmentation_maps.
 
         Raises:
-            ValueError: an image cannot be read, or a mask is not binary.
+            ValueError: an image cannot be read, a mask is not binary, or this call asks for another frame than
+                post-processing will undo: see `check_letterbox`.
         """
         return super().preprocess(images, segmentation_maps, **kwargs)
 
     def _preprocess_image_like_inputs(
         self, images, segmentation_maps, input_data_format, return_tensors, device=None, **kwargs
     ) -> BatchFeature:
+        check_letterbox(self, kwargs)
         pictures = rgb_arrays(images, input_data_format)
         pictures = [torch.from_numpy(picture.transpose(2, 0, 1).copy()).to(device) for picture in pictures]
         data = {"pixel_values": self._preprocess(pictures, return_tensors=None, **kwargs)["pixel_values"]}
         if segmentation_maps is not None:
-            kwargs |= {"do_rescale": False, "do_normalize": False, "resample": PILImageResampling.NEAREST}
+            kwargs |= {"do_rescale": False, "do_normalize": False, "resample": PILImageResampling.NEAREST, "border": 0}
             masks = [torch.from_numpy(mask[None].copy()).to(device) for mask in mask_arrays(segmentation_maps)]
             masks = self._preprocess(masks, return_tensors=None, **kwargs)["pixel_values"]
             data["labels"] = [mask[0].float() for mask in masks]
         return BatchFeature(data, tensor_type=return_tensors)
+
+    def _preprocess(self, images, do_letterbox, do_resize, size, resample, border=GREY, **kwargs) -> BatchFeature:
+        if do_letterbox:
+            images = [self.letterbox(image, size, resample, border) for image in images]
+        do_resize = do_resize and not do_letterbox
+        return super()._preprocess(images, do_resize=do_resize, size=size, resample=resample, **kwargs)
+
+    def letterbox(self, image: torch.Tensor, size: SizeDict, resample, border: int) -> torch.Tensor:
+        """The largest copy of `image` (channels, H, W) that fits `size`, centred on a canvas filled with `border`."""
+        top, left, height, width = letterbox_box(*image.shape[1:], (size.height, size.width))
+        canvas = image.new_full((len(image), size.height, size.width), border)
+        copy = self.resize(image, SizeDict(height=height, width=width), resample)
+        canvas[:, top : top + height, left : left + width] = copy
+        return canvas
+
+
+def letterbox_box(height: int, width: int, size: tuple[int, int]) -> tuple[int, int, int, int]:
+    """Where an image lies on its letterbox: the only place that says so, for both backends and for post-processing.
+
+    The image is scaled by r = min(size[0] / height, size[1] / width), its sides are rounded to whole pixels, at least
+    one, and it is centred; an odd pixel of border goes to the bottom or to the right.
+
+    Args:
+        height, width: of the image.
+        size: (height, width) of the canvas, S and S.
+
+    Returns:
+        (top, left, new_height, new_width), in pixels of the canvas.
+    """
+    canvas_height, canvas_width = size
+    if height * canvas_width >= width * canvas_height:  # as high as the canvas
+        new_height, new_width = canvas_height, max(1, round(width * canvas_height / height))
+    else:
+        new_height, new_width = max(1, round(height * canvas_width / width)), canvas_width
+    return (canvas_height - new_height) // 2, (canvas_width - new_width) // 2, new_height, new_width
+
+
+def letterbox_size(image_processor) -> tuple[int, int]:
+    """The (height, width) of the canvas of an image processor that letterboxes.
+
+    Raises:
+        ValueError: its `size` does not say both.
+    """
+    size = get_size_dict(image_processor.size)
+    if set(size) != {"height", "width"}:
+        raise ValueError(
+            f"A letterbox needs a size of height and width, but the image processor's size is {dict(size)}. Use "
+            "size={'height': 416, 'width': 416}, or do_letterbox=False."
+        )
+    return size["height"], size["width"]
+
+
+def check_letterbox(image_processor, settings: dict):
+    """Refuse the `settings` of a call that post-processing, which only knows `image_processor`, would not undo.
+
+    Raises:
+        ValueError: `do_letterbox` is not the processor's own; or it is on, and `size` is not the processor's own,
+            `do_resize` is off, or `do_center_crop` or `do_pad` is on.
+    """
+    if settings["do_letterbox"] != image_processor.do_letterbox:
+        raise ValueError(
+            f"do_letterbox cannot change for one call, because post-processing would not know, but it is "
+            f"{settings['do_letterbox']} and the image processor's is {image_processor.do_letterbox}. Set "
+            "image_processor.do_letterbox, or load the processor with do_letterbox=…."
+        )
+    if not image_processor.do_letterbox:
+        return
+    height, width = letterbox_size(image_processor)
+    size, others = dict(settings["size"] or {}), ("do_resize", "do_center_crop", "do_pad")
+    switches = [bool(settings[name]) for name in others]
+    if size != {"height": height, "width": width} or switches != [True, False, False]:
+        raise ValueError(
+            f"A letterbox is resized to the image processor's own size, ({height}, {width}), and neither cropped nor "
+            f"padded again, because post-processing would not know, but size is {size} and {', '.join(others)} are "
+            f"{switches}. Leave them out, or set image_processor.size."
+        )
 
 
 def rgb_arrays(images, input_data_format=None) -> list[np.ndarray]:

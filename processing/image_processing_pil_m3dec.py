@@ -4,14 +4,22 @@ import numpy as np
 from transformers.image_processing_backends import PilBackend
 from transformers.image_processing_utils import BatchFeature
 from transformers.image_utils import PILImageResampling, SizeDict
-from transformers.processing_utils import ImagesKwargs, Unpack
+from transformers.processing_utils import Unpack
 
-from .image_processing_m3dec import mask_arrays, rgb_arrays
+from .image_processing_m3dec import (
+    GREY,
+    M3DecImagesKwargs,
+    check_letterbox,
+    letterbox_box,
+    mask_arrays,
+    rgb_arrays,
+)
 
 
 class M3DecImageProcessorPil(PilBackend):
     """`M3DecImageProcessor` without torchvision: same settings, same files, pixels within one grey level of it."""
 
+    valid_kwargs = M3DecImagesKwargs
     size = SizeDict(height=416, width=416)
     resample = PILImageResampling.BILINEAR  # with antialiasing
     image_mean = (0.0, 0.0, 0.0)
@@ -19,27 +27,45 @@ class M3DecImageProcessorPil(PilBackend):
     do_resize = True
     do_rescale = True
     do_normalize = True
+    do_letterbox = False  # a stretch
 
-    def preprocess(self, images, segmentation_maps=None, **kwargs: Unpack[ImagesKwargs]) -> BatchFeature:
+    def preprocess(self, images, segmentation_maps=None, **kwargs: Unpack[M3DecImagesKwargs]) -> BatchFeature:
         """Turn images, and masks where there are any, into tensors: see `M3DecImageProcessor.preprocess`.
 
         Returns:
             pixel_values: (B, 3, S, S) float32, normalized per channel.
-            labels: (N, S, S) float32, 0.0 or 1.0. Absent without segmentation_maps.
+            labels: (N, S, S) float32, 0.0 or 1.0, in the frame of pixel_values: 0.0 on a letterbox's border. Absent
+                without segmentation_maps.
 
         Raises:
-            ValueError: an image cannot be read, or a mask is not binary.
+            ValueError: an image cannot be read, a mask is not binary, or this call asks for another frame than
+                post-processing will undo: see `check_letterbox`.
         """
         return super().preprocess(images, segmentation_maps, **kwargs)
 
     def _preprocess_image_like_inputs(
         self, images, segmentation_maps, input_data_format, return_tensors, **kwargs
     ) -> BatchFeature:
+        check_letterbox(self, kwargs)
         pictures = [picture.transpose(2, 0, 1) for picture in rgb_arrays(images, input_data_format)]
         data = {"pixel_values": self._preprocess(pictures, return_tensors=None, **kwargs)["pixel_values"]}
         if segmentation_maps is not None:
-            kwargs |= {"do_rescale": False, "do_normalize": False, "resample": PILImageResampling.NEAREST}
+            kwargs |= {"do_rescale": False, "do_normalize": False, "resample": PILImageResampling.NEAREST, "border": 0}
             masks = [mask[None] for mask in mask_arrays(segmentation_maps)]
             masks = self._preprocess(masks, return_tensors=None, **kwargs)["pixel_values"]
             data["labels"] = [mask[0].astype(np.float32) for mask in masks]
         return BatchFeature(data, tensor_type=return_tensors)
+
+    def _preprocess(self, images, do_letterbox, do_resize, size, resample, border=GREY, **kwargs) -> BatchFeature:
+        if do_letterbox:
+            images = [self.letterbox(image, size, resample, border) for image in images]
+        do_resize = do_resize and not do_letterbox
+        return super()._preprocess(images, do_resize=do_resize, size=size, resample=resample, **kwargs)
+
+    def letterbox(self, image: np.ndarray, size: SizeDict, resample, border: int) -> np.ndarray:
+        """The largest copy of `image` (channels, H, W) that fits `size`, centred on a canvas filled with `border`."""
+        top, left, height, width = letterbox_box(*image.shape[1:], (size.height, size.width))
+        canvas = np.full((len(image), size.height, size.width), border, image.dtype)
+        copy = self.resize(image, SizeDict(height=height, width=width), resample)
+        canvas[:, top : top + height, left : left + width] = copy
+        return canvas

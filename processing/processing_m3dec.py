@@ -10,7 +10,7 @@ from transformers.feature_extraction_utils import BatchFeature
 from transformers.processing_utils import ProcessorMixin
 from transformers.utils import logging
 
-from .image_processing_m3dec import in_a_list, mask_arrays, rgb_arrays
+from .image_processing_m3dec import in_a_list, letterbox_box, letterbox_size, mask_arrays, rgb_arrays
 
 logger = logging.get_logger(__name__)
 
@@ -48,18 +48,18 @@ class M3DecProcessor(ProcessorMixin):
             segmentation_maps: one binary mask (H_i, W_i) per expression, in the shape of `text`, 1 (or 255, or True) on
                 the object. Needed only for a loss.
             padding: "longest", to the longest expression of the batch, or "max_length", to `max_words`.
-            images_kwargs: passed to the image processor, such as `size`.
+            images_kwargs: passed to the image processor, such as `size` (not where it letterboxes).
 
         Returns:
-            pixel_values: (B, 3, S, S) float32, stretched to S x S, then normalized per channel.
+            pixel_values: (B, 3, S, S) float32, stretched to S x S or letterboxed, then normalized per channel.
             input_ids, attention_mask: (N, T) int64; the mask is 1 on words and 0 on padding. Expressions are cut off
                 after `max_words`, with a warning the first time.
             image_index: (N,) int64, the row of pixel_values each expression is about. Absent where N == B or B == 1.
-            labels: (N, S, S) float32, 0.0 or 1.0. Absent without segmentation_maps.
+            labels: (N, S, S) float32, 0.0 or 1.0, in the frame of pixel_values. Absent without segmentation_maps.
 
         Raises:
-            ValueError: the lists do not fit together, an expression holds no word, an image cannot be read, or a mask
-                is not binary or does not fit its image.
+            ValueError: the lists do not fit together, an expression holds no word, an image cannot be read, a mask is
+                not binary or does not fit its image, or a call would change the frame of a letterbox.
         """
         if images is None and text is None:
             raise ValueError("Images or text are needed, but neither was given. Call processor(images=…, text=…).")
@@ -82,11 +82,19 @@ class M3DecProcessor(ProcessorMixin):
             data.update(self.image_processor(pictures, masks, return_tensors=return_tensors, **images_kwargs))
         return BatchFeature(data, tensor_type=return_tensors)
 
+    def holds_word(self, expression: str) -> bool:
+        """Whether `expression` can be asked: it is not blank or punctuation, and has a word for the tokenizer."""
+        try:
+            self._tokenize([expression], padding=False, return_tensors=None)
+        except ValueError:
+            return False
+        return True
+
     def _tokenize(self, expressions: list[str], padding, return_tensors) -> dict:
         """Expressions as `input_ids` and `attention_mask`, (N, T), T at most `max_words`, padded on the right."""
         expressions = [text.encode("utf-8", "replace").decode() for text in expressions]  # no lone surrogates
         for expression in expressions:
-            if not any(unicodedata.category(character)[0] in "LNS" for character in expression):
+            if not has_letter_or_sign(expression):
                 raise no_word_in(expression)
         whole = self.tokenizer(expressions, return_special_tokens_mask=True, verbose=False)
         for expression, special in zip(expressions, whole["special_tokens_mask"], strict=True):
@@ -110,8 +118,12 @@ class M3DecProcessor(ProcessorMixin):
     def post_process_referring_segmentation(self, outputs, target_sizes=None, threshold=0.5) -> list[dict]:
         """Turn logits into one mask per expression: interpolate the logits, then threshold the probability.
 
+        Where the image processor letterboxes, the logits are brought to S x S first, and the image's box is cut out by
+        the same `letterbox_box` that placed it: pixels come back to where they were, but for what resampling lost, and
+        what the network said about the border alone never counts. Without `target_sizes` the border stays.
+
         Args:
-            outputs: what the model returned, or its `logits` alone: (N, h, w).
+            outputs: what the model returned, or its `logits` alone: (N, h, w), over the whole of pixel_values.
             target_sizes: N pairs (height, width), the size of each expression's image; None for the logits' own.
             threshold: a pixel belongs to the object where its probability is above this, between 0 and 1.
 
@@ -128,6 +140,8 @@ class M3DecProcessor(ProcessorMixin):
         answers = []
         for n, logit in enumerate(logits):
             height, width = logit.shape if target_sizes is None else (int(side) for side in target_sizes[n])
+            if self.image_processor.do_letterbox and target_sizes is not None:
+                logit = inside_letterbox(logit, height, width, letterbox_size(self.image_processor))
             logit = F.interpolate(logit[None, None], size=(height, width), mode="bilinear", align_corners=False)
             probability = logit[0, 0].sigmoid()  # (height, width)
             mask = probability > threshold
@@ -201,6 +215,37 @@ def check_post_processing(logits: torch.Tensor, target_sizes, threshold: float):
             "Logits must be numbers, but some are NaN: the weights have diverged, or overflowed in half precision. "
             "Load other weights, or use bfloat16 or float32."
         )
+
+
+def inside_letterbox(logit: torch.Tensor, height: int, width: int, size: tuple[int, int]) -> torch.Tensor:
+    """The part of `logit` (h, w) that is about the image, at the scale the network saw it: (new_height, new_width).
+
+    A row or column that holds nothing but border is replaced by the nearest that does hold a part of the image:
+    interpolation would otherwise mix it into the image's edge.
+
+    Args:
+        logit: over the whole letterbox, at any resolution.
+        height, width: of the image.
+        size: (height, width) of the letterbox.
+    """
+    top, left, new_height, new_width = letterbox_box(height, width, size)
+    rows = cells_of_image(top, new_height, size[0], logit.shape[0])
+    columns = cells_of_image(left, new_width, size[1], logit.shape[1])
+    logit = logit[rows][:, columns]  # (h, w)
+    canvas = F.interpolate(logit[None, None], size=size, mode="bilinear", align_corners=False)[0, 0]
+    return canvas[top : top + new_height, left : left + new_width]
+
+
+def cells_of_image(start: int, length: int, side: int, num_cells: int) -> torch.Tensor:
+    """Each of `num_cells` along `side` pixels, or else the nearest that touches the `length` pixels from `start` on."""
+    first = start * num_cells // side
+    last = ((start + length) * num_cells - 1) // side
+    return torch.arange(num_cells).clamp(first, last)
+
+
+def has_letter_or_sign(expression: str) -> bool:
+    """Whether there is anything beside spaces, punctuation and control characters."""
+    return any(unicodedata.category(character)[0] in "LNS" for character in expression)
 
 
 def no_word_in(expression: str) -> ValueError:

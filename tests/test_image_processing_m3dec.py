@@ -1,5 +1,7 @@
 """Images of any kind become the same tensors, whatever they came as and whichever backend."""
 
+from fractions import Fraction
+
 import numpy as np
 import pytest
 import torch
@@ -7,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageOps
 
-from m3dec.processing.image_processing_m3dec import M3DecImageProcessor, mask_array, rgb_array
+from m3dec.processing.image_processing_m3dec import M3DecImageProcessor, letterbox_box, mask_array, rgb_array
 from m3dec.processing.image_processing_pil_m3dec import M3DecImageProcessorPil
 
 BACKENDS = [M3DecImageProcessor, M3DecImageProcessorPil]
@@ -152,3 +154,136 @@ def test_a_batch_as_one_array_is_the_list_of_its_images(backend):
 def test_both_backends_have_the_same_defaults():
     ours, theirs = (backend().to_dict() for backend in BACKENDS)
     assert ours == theirs
+
+
+def letterboxed_by_pil(picture: Image.Image, size: tuple[int, int], resample, border) -> tuple[np.ndarray, tuple]:
+    """A PIL image pasted on a canvas of (height, width) `size`, and the (left, top, right, bottom) it covers there."""
+    scale = min(Fraction(size[0], picture.height), Fraction(size[1], picture.width))
+    width, height = (max(1, round(side * scale)) for side in picture.size)
+    left, top = (size[1] - width) // 2, (size[0] - height) // 2
+    canvas = Image.new(picture.mode, size[::-1], border)
+    canvas.paste(picture.resize((width, height), resample), (left, top))
+    return np.asarray(canvas), (left, top, left + width, top + height)
+
+
+def assert_letterboxed(height, width, size, seed=0):
+    """Both backends give what PIL's paste gives: pixels within one grey level, every mask pixel that is no tie."""
+    image = photo(height, width, seed)
+    mask = np.random.default_rng(seed).random((height, width)) < 0.4
+    expected, _ = letterboxed_by_pil(Image.fromarray(image), size, Image.Resampling.BILINEAR, (128, 128, 128))
+    label, (left, top, right, bottom) = letterboxed_by_pil(Image.fromarray(mask), size, Image.Resampling.NEAREST, 0)
+    sure = np.ones(size, bool)
+    sure[top:bottom][between_two_pixels(height, bottom - top)] = False
+    sure[:, left:right][:, between_two_pixels(width, right - left)] = False
+    for backend, tolerance in zip(BACKENDS, [1.01 / 255, 1e-6], strict=True):
+        ours = backend(size={"height": size[0], "width": size[1]}, do_letterbox=True)(image, mask, return_tensors="pt")
+        assert ours["pixel_values"].shape == (1, 3, *size) and ours["pixel_values"].dtype == torch.float32
+        assert ours["labels"].shape == (1, *size) and ours["labels"].dtype == torch.float32
+        difference = abs(ours["pixel_values"][0].numpy() - expected.transpose(2, 0, 1) / 255)
+        assert difference.max() <= tolerance
+        np.testing.assert_array_equal(ours["labels"][0].numpy()[sure], label[sure])
+        outside = np.ones(size, bool)
+        outside[top:bottom, left:right] = False
+        assert (ours["pixel_values"][0, :, outside] == torch.tensor(128 / 255)).all()
+        assert not ours["labels"][0, outside].any()
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    st.integers(1, 200), st.integers(1, 200), st.sampled_from([(64, 64), (37, 37), (48, 80), (3, 2)]), st.integers(0, 9)
+)
+def test_a_letterbox_is_what_pasting_with_pil_gives_in_both_backends(height, width, size, seed):
+    assert_letterboxed(height, width, size, seed)
+
+
+@pytest.mark.parametrize(("height", "width"), [(1, 400), (400, 1), (64, 63), (63, 64), (128, 1), (64, 64)])
+def test_a_letterbox_takes_extreme_and_almost_square_images(height, width):
+    assert_letterboxed(height, width, (64, 64))
+
+
+@pytest.mark.parametrize(
+    ("height", "width", "size", "box"),
+    [
+        (64, 64, (64, 64), (0, 0, 64, 64)),
+        (100, 50, (64, 64), (0, 16, 64, 32)),
+        (10, 20, (64, 64), (16, 0, 32, 64)),
+        (64, 61, (64, 64), (0, 1, 64, 61)),  # three columns of border: one on the left, two on the right
+        (1, 400, (64, 64), (31, 0, 1, 64)),
+        (30, 30, (48, 80), (0, 16, 48, 48)),
+        (480, 640, (416, 416), (52, 0, 312, 416)),
+    ],
+)
+def test_the_box_of_a_letterbox_is_centred_and_keeps_proportions(height, width, size, box):
+    assert letterbox_box(height, width, size) == box
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.integers(1, 5000), st.integers(1, 5000), st.integers(1, 900), st.integers(1, 900))
+def test_the_box_of_a_letterbox_fits_and_touches_two_opposite_sides(height, width, canvas_height, canvas_width):
+    top, left, new_height, new_width = letterbox_box(height, width, (canvas_height, canvas_width))
+    scale = min(Fraction(canvas_height, height), Fraction(canvas_width, width))
+    assert (new_height, new_width) == (max(1, round(height * scale)), max(1, round(width * scale)))
+    assert new_height == canvas_height or new_width == canvas_width
+    assert 0 <= canvas_height - (2 * top + new_height) <= 1 and 0 <= canvas_width - (2 * left + new_width) <= 1
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("orientation", [1, 6])
+def test_a_letterbox_is_that_of_the_image_as_it_is_displayed(backend, orientation, tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    Image.fromarray(photo(32, 64)).save(tmp_path / "turned.png", exif=exif)
+    upright = np.asarray(ImageOps.exif_transpose(Image.open(tmp_path / "turned.png")))
+    ours = backend(size=SMALL, do_letterbox=True)
+    values = ours(tmp_path / "turned.png", return_tensors="pt")["pixel_values"]
+    assert torch.equal(values, ours(upright, return_tensors="pt")["pixel_values"])
+    border = (values[0] == 128 / 255).all(dim=0)  # (64, 64)
+    lines = border.all(dim=1) if orientation == 1 else border.all(dim=0)  # bars above and below, or at the sides
+    assert lines.tolist() == [True] * 16 + [False] * 32 + [True] * 16
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_the_border_is_normalized_with_the_image(backend):
+    normal = backend(size=SMALL, do_letterbox=True, image_mean=[0.5, 0.4, 0.3], image_std=[0.2, 0.25, 0.5])
+    values = normal(photo(10, 20), return_tensors="pt")["pixel_values"]
+    expected = (torch.tensor([128 / 255] * 3) - torch.tensor([0.5, 0.4, 0.3])) / torch.tensor([0.2, 0.25, 0.5])
+    torch.testing.assert_close(values[0, :, 0, 0], expected)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_letterboxing_survives_saving_and_is_off_unless_asked_for(backend, tmp_path):
+    assert backend().do_letterbox is False
+    backend(size=SMALL, do_letterbox=True).save_pretrained(tmp_path)
+    for again in BACKENDS:
+        assert again.from_pretrained(tmp_path).do_letterbox is True
+        assert again.from_pretrained(tmp_path, do_letterbox=False).do_letterbox is False
+    loaded = backend.from_pretrained(tmp_path)
+    image = photo(10, 20)
+    expected = backend(size=SMALL, do_letterbox=True)(image, return_tensors="pt")["pixel_values"]
+    assert torch.equal(loaded(image, return_tensors="pt")["pixel_values"], expected)
+    assert not torch.equal(backend(size=SMALL)(image, return_tensors="pt")["pixel_values"], expected)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize(
+    ("settings", "call", "message"),
+    [
+        ({}, {"do_letterbox": True}, "do_letterbox cannot change for one call"),
+        ({"do_letterbox": True}, {"do_letterbox": False}, "do_letterbox cannot change for one call"),
+        ({"do_letterbox": True}, {"size": {"height": 96, "width": 96}}, r"own size, \(64, 64\).*96"),
+        ({"do_letterbox": True}, {"do_resize": False}, r"own size.*do_resize.*\[False, False, False\]"),
+        ({"do_letterbox": True}, {"do_center_crop": True, "crop_size": SMALL}, "neither cropped"),
+        ({"do_letterbox": True}, {"do_pad": True}, "nor padded"),
+        ({"do_letterbox": True, "size": {"shortest_edge": 64}}, {}, "height and width.*shortest_edge"),
+    ],
+)
+def test_what_post_processing_would_not_undo_is_refused(backend, settings, call, message):
+    with pytest.raises(ValueError, match=message):
+        backend(**{"size": SMALL, **settings})(photo(), **call)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_call_may_repeat_the_letterbox_settings_of_its_processor(backend):
+    ours = backend(size=SMALL, do_letterbox=True)
+    again = ours(photo(), size=SMALL, do_letterbox=True, return_tensors="pt")["pixel_values"]
+    assert torch.equal(again, ours(photo(), return_tensors="pt")["pixel_values"])

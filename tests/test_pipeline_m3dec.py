@@ -12,9 +12,11 @@ from PIL import Image
 from test_processing_m3dec import WORDS, word_processor
 
 from m3dec.configuration.configuration_m3dec import M3DecConfig
+from m3dec.hub import SHIPPED_CHECKPOINT
 from m3dec.modeling_m3dec import M3DecForImageSegmentation
 from m3dec.processing.pipeline_m3dec import ReferringImageSegmentationPipeline
 from m3dec.processing.processing_m3dec import M3DecProcessor
+from m3dec.processing.referring_data.scenes import draw_scene
 
 
 def tiny_model() -> M3DecForImageSegmentation:
@@ -235,3 +237,63 @@ def test_saving_keeps_the_processor_with_the_model(pipe, tmp_path):
 def test_what_is_missing_is_named(pipe, inputs, message):
     with pytest.raises(ValueError, match=message):
         pipe(*inputs)
+
+
+def shipped_pipe(do_letterbox: bool) -> ReferringImageSegmentationPipeline:
+    """The checkpoint of this package, 160 x 160, which was trained without a letterbox."""
+    model = M3DecForImageSegmentation.from_pretrained(SHIPPED_CHECKPOINT)
+    processor = M3DecProcessor.from_pretrained(SHIPPED_CHECKPOINT)
+    assert processor.image_processor.do_letterbox is False
+    processor.image_processor.do_letterbox = do_letterbox
+    return ReferringImageSegmentationPipeline(model, processor=processor, device="cpu")
+
+
+@pytest.fixture(scope="module")
+def letterbox_pipe() -> ReferringImageSegmentationPipeline:
+    return shipped_pipe(do_letterbox=True)
+
+
+def test_a_letterboxed_picture_is_answered_as_its_square_with_a_grey_border(letterbox_pipe):
+    scene = draw_scene(seed=5)
+    wide = np.asarray(scene.image)[29:131]  # (102, 160): it covers rows 29 to 131 of the letterbox, in whole pixels
+    square = np.full((160, 160, 3), 128, np.uint8)
+    square[29:131] = wide
+    texts = [expression.sent for expression in scene.expressions][:4]
+    # A logit is two pixels high. The box starts and ends in the middle of one, so that no logit that is all border is
+    # near enough to the picture to be replaced.
+    expected = shipped_pipe(do_letterbox=False)(square, text=texts)
+    ours = letterbox_pipe(wide, text=texts)
+    assert any(np.asarray(entry["mask"]).any() for entry in ours)
+    for one, other in zip(ours, expected, strict=True):
+        assert one["mask"].size == (160, 102)
+        np.testing.assert_array_equal(one["mask"], np.asarray(other["mask"])[29:131])
+
+
+def test_a_square_picture_of_the_networks_size_is_the_same_with_and_without_letterbox(letterbox_pipe):
+    scene = draw_scene(seed=6)
+    text = scene.expressions[0].sent
+    assert letterbox_pipe(scene.image, text=text) == shipped_pipe(do_letterbox=False)(scene.image, text=text)
+
+
+def test_letterboxed_masks_have_their_pictures_own_sizes_alone_and_in_batches(letterbox_pipe, tmp_path):
+    images = [noise(45, 171, 0), noise(300, 20, 1), noise(1, 50, 2)]
+    exif = Image.Exif()
+    exif[0x0112] = 6  # a quarter turn
+    Image.fromarray(noise(20, 60)).save(tmp_path / "turned.png", exif=exif)
+    items = [{"image": image, "text": ["the red circle", "star"]} for image in [*images, tmp_path / "turned.png"]]
+    together = letterbox_pipe(items, batch_size=4)
+    for ours, item, size in zip(together, items, [(171, 45), (20, 300), (50, 1), (20, 60)], strict=True):
+        assert [entry["mask"].size for entry in ours] == [size, size]
+        assert_same_answers(ours, letterbox_pipe(**item))
+
+
+def test_saving_a_pipeline_keeps_its_letterbox(letterbox_pipe, tmp_path):
+    letterbox_pipe.save_pretrained(tmp_path)
+    again = ReferringImageSegmentationPipeline(
+        M3DecForImageSegmentation.from_pretrained(tmp_path),
+        processor=M3DecProcessor.from_pretrained(tmp_path),
+        device="cpu",
+    )
+    assert again.processor.image_processor.do_letterbox is True
+    image = noise(45, 171)
+    assert again(image, text="the red circle") == letterbox_pipe(image, text="the red circle")

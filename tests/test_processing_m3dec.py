@@ -1,6 +1,7 @@
 """Lists of images, expressions and masks become one batch, and logits become masks of the images' own sizes."""
 
 import logging
+from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -11,7 +12,9 @@ from PIL import Image
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 from transformers import BertTokenizerFast, PreTrainedTokenizerFast
 
-from m3dec.processing.image_processing_m3dec import M3DecImageProcessor
+from m3dec.hub import SHIPPED_CHECKPOINT
+from m3dec.processing import processing_m3dec
+from m3dec.processing.image_processing_m3dec import M3DecImageProcessor, letterbox_box
 from m3dec.processing.image_processing_pil_m3dec import M3DecImageProcessorPil
 from m3dec.processing.processing_m3dec import M3DecProcessor
 
@@ -193,3 +196,197 @@ def test_logits_that_are_not_numbers_are_refused():
     logits[0, 0, 0] = float("nan")
     with pytest.raises(ValueError, match="NaN"):
         word_processor().post_process_referring_segmentation(logits)
+
+
+def letterbox_processor(size=64, image_processor=M3DecImageProcessor) -> M3DecProcessor:
+    """`word_processor` that keeps proportions; `size` may be a pair (height, width)."""
+    processor = word_processor(image_processor=image_processor)
+    height, width = size if isinstance(size, tuple) else (size, size)
+    processor.image_processor.size, processor.image_processor.do_letterbox = {"height": height, "width": width}, True
+    return processor
+
+
+def box_by_hand(height: int, width: int, size: tuple[int, int]) -> tuple[slice, slice]:
+    """The rows and columns of a letterbox of `size` that an image covers."""
+    scale = min(Fraction(size[0], height), Fraction(size[1], width))
+    new = [max(1, round(side * scale)) for side in (height, width)]
+    starts = [(side - length) // 2 for side, length in zip(size, new, strict=True)]
+    return tuple(slice(start, start + length) for start, length in zip(starts, new, strict=True))
+
+
+def pasted(mask: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """A bool mask as PIL resizes and pastes it onto a letterbox, (size) uint8, 0 on the border."""
+    rows, columns = box_by_hand(*mask.shape, size)
+    canvas = Image.new("L", size[::-1])
+    box = (columns.stop - columns.start, rows.stop - rows.start)
+    canvas.paste(
+        Image.fromarray(mask.astype(np.uint8)).resize(box, Image.Resampling.NEAREST), (columns.start, rows.start)
+    )
+    return np.asarray(canvas)
+
+
+def answer(logits: np.ndarray, height: int, width: int, size: tuple[int, int], threshold=0.5) -> dict:
+    processor = letterbox_processor(size)
+    logits = torch.from_numpy(logits).float()[None]
+    return processor.post_process_referring_segmentation(logits, [(height, width)], threshold)[0]
+
+
+def assert_comes_back(mask: np.ndarray, size: tuple[int, int]):
+    """A mask pasted on a letterbox as logits of 9 and -9, with 9 all over the border, comes back pixel for pixel."""
+    logits = np.full(size, 9.0)
+    rows, columns = box_by_hand(*mask.shape, size)
+    logits[rows, columns] = pasted(mask, size)[rows, columns] * 18.0 - 9
+    np.testing.assert_array_equal(answer(logits, *mask.shape, size)["mask"], mask)
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(1, 40), st.sampled_from([1, 2, 3, 5]), st.integers(1, 40), st.booleans(), st.integers(0, 99))
+def test_a_mask_comes_back_from_its_letterbox_at_its_size_and_at_whole_multiples(longer, factor, shorter, wide, seed):
+    shape = (min(longer, shorter), longer) if wide else (longer, min(longer, shorter))
+    mask = np.random.default_rng(seed).random(shape) < 0.5
+    assert_comes_back(mask, (longer * factor, longer * factor))
+
+
+@pytest.mark.parametrize("factor", [1, 2])
+@pytest.mark.parametrize(
+    ("height", "width", "shift"), [(32, 20, (0, 1)), (32, 20, (0, -1)), (20, 32, (1, 0)), (20, 32, (-1, 0))]
+)
+def test_the_test_above_notices_a_box_that_is_off_by_one_pixel(height, width, shift, factor, monkeypatch):
+    mask = np.random.default_rng(0).random((height, width)) < 0.5
+    assert_comes_back(mask, (32 * factor, 32 * factor))
+
+    def shifted(*args):
+        top, left, *sides = letterbox_box(*args)
+        return top + shift[0], left + shift[1], *sides
+
+    monkeypatch.setattr(processing_m3dec, "letterbox_box", shifted)
+    with pytest.raises(AssertionError):
+        assert_comes_back(mask, (32 * factor, 32 * factor))
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(1, 200), st.integers(1, 200), st.sampled_from([(64, 64), (37, 37), (48, 80)]), st.integers(0, 99))
+def test_a_pixel_comes_back_wherever_resampling_had_no_edge_to_blur(height, width, size, seed):
+    random = np.random.default_rng(seed)
+    (y0, y1), (x0, x1) = np.sort(random.integers(0, height + 1, 2)), np.sort(random.integers(0, width + 1, 2))
+    mask = np.zeros((height, width), bool)
+    mask[y0:y1, x0:x1] = True
+    rows, columns = box_by_hand(height, width, size)
+    step = [Fraction(height, rows.stop - rows.start), Fraction(width, columns.stop - columns.start)]
+    y, x = np.mgrid[:height, :width]
+    # A pixel is interpolated from two of the canvas, each half a step away from it at most, and each shows the centre
+    # of a step: what lies further than a step and a half from every edge cannot have been touched.
+    near_y = np.minimum(abs(y + 0.5 - y0), abs(y + 0.5 - y1)) <= float(step[0]) * 1.5 + 0.5
+    near_x = np.minimum(abs(x + 0.5 - x0), abs(x + 0.5 - x1)) <= float(step[1]) * 1.5 + 0.5
+    logits = pasted(mask, size) * 18.0 - 9
+    sure = ~(near_y | near_x)
+    np.testing.assert_array_equal(answer(logits, height, width, size)["mask"][sure], mask[sure])
+
+
+def without_border_by_hand(logits: np.ndarray, height: int, width: int, size: tuple[int, int]) -> np.ndarray:
+    """`logits` (h, w) with each row and column that holds nothing but border like the nearest that holds some image."""
+    for axis, box in enumerate(box_by_hand(height, width, size)):
+        step = Fraction(size[axis], logits.shape[axis])  # pixels of the canvas in a row of logits
+        inside = [i for i in range(logits.shape[axis]) if i * step < box.stop and (i + 1) * step > box.start]
+        nearest = [min(inside, key=lambda j: abs(i - j)) for i in range(logits.shape[axis])]
+        logits = logits.take(nearest, axis=axis)
+    return logits
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    st.integers(1, 99),
+    st.integers(1, 99),
+    st.sampled_from([(32, 32), (20, 28)]),
+    st.sampled_from([(8, 8), (16, 16), (32, 32), (5, 7)]),
+    st.sampled_from([0.35, 0.5]),
+    st.integers(0, 99),
+)
+def test_a_letterbox_is_undone_by_interpolating_cutting_and_interpolating(height, width, size, shape, threshold, seed):
+    logits = np.random.default_rng(seed).normal(0, 3, shape)
+    rows, columns = box_by_hand(height, width, size)
+    canvas = bilinear_by_hand(without_border_by_hand(logits, height, width, size), *size)
+    probability = 1 / (1 + np.exp(-bilinear_by_hand(canvas[rows, columns], height, width)))
+    sure = np.abs(probability - threshold) > 1e-4
+    ours = answer(logits, height, width, size, threshold)
+    assert ours["mask"].shape == (height, width) and ours["mask"].dtype == bool
+    np.testing.assert_array_equal(ours["mask"][sure], (probability > threshold)[sure])
+    inside = probability[ours["mask"]]
+    assert ours["score"] == pytest.approx(inside.mean() if inside.size else 0.0, abs=1e-4)
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(1, 99), st.integers(1, 99), st.sampled_from([4, 16, 32, 64, 7]), st.integers(0, 99))
+def test_nothing_said_about_the_border_alone_changes_an_answer(height, width, resolution, seed):
+    logits = np.random.default_rng(seed).normal(0, 3, (resolution, resolution))
+    rows, columns = box_by_hand(height, width, (64, 64))
+    row, column = np.mgrid[:resolution, :resolution]
+    border = ((row + 1) * 64 <= rows.start * resolution) | (row * 64 >= rows.stop * resolution)
+    border |= ((column + 1) * 64 <= columns.start * resolution) | (column * 64 >= columns.stop * resolution)
+    ours = answer(logits, height, width, (64, 64))
+    for value in (1e4, -1e4):
+        theirs = answer(np.where(border, value, logits), height, width, (64, 64))
+        np.testing.assert_array_equal(ours["mask"], theirs["mask"])
+        assert ours["score"] == theirs["score"]
+
+
+@pytest.mark.parametrize("image_processor", [M3DecImageProcessor, M3DecImageProcessorPil])
+@pytest.mark.parametrize(("height", "width"), [(64, 41), (41, 64), (32, 15), (64, 64), (1, 64)])
+def test_labels_are_in_the_frame_of_pixel_values_and_come_back_as_the_masks_they_were(image_processor, height, width):
+    processor = letterbox_processor(64, image_processor)
+    mask = np.random.default_rng(0).random((height, width)) < 0.5
+    images, masks = [picture(height, width), picture(10, 30)], [[mask, ~mask], [np.ones((10, 30), bool)]]
+    batch = processor(images=images, text=[["red cup", "dog"], ["cat"]], segmentation_maps=masks)
+    assert batch["pixel_values"].shape == (2, 3, 64, 64) and batch["labels"].shape == (3, 64, 64)
+    black = (batch["pixel_values"][0] == 0).all(dim=0)  # where the picture lies
+    assert torch.equal(batch["labels"][0] + batch["labels"][1], black.float())
+    sizes = [(height, width)] * 2 + [(10, 30)]
+    answers = processor.post_process_referring_segmentation(batch["labels"] * 18 - 9, sizes)
+    for ours, expected in zip(answers, [mask, ~mask, np.ones((10, 30), bool)], strict=True):
+        np.testing.assert_array_equal(ours["mask"], expected)
+
+
+def test_without_target_sizes_a_letterbox_keeps_its_border():
+    logits = torch.randn(2, 8, 8, generator=torch.Generator().manual_seed(0))
+    for letterboxed, stretched in zip(
+        letterbox_processor().post_process_referring_segmentation(logits),
+        word_processor().post_process_referring_segmentation(logits),
+        strict=True,
+    ):
+        np.testing.assert_array_equal(letterboxed["mask"], stretched["mask"])
+        assert letterboxed["score"] == stretched["score"]
+
+
+@pytest.mark.parametrize("image_processor", [M3DecImageProcessor, M3DecImageProcessorPil])
+def test_saving_and_loading_keeps_the_letterbox(image_processor, tmp_path):
+    ours = letterbox_processor(96, image_processor)
+    ours.save_pretrained(tmp_path)
+    again = M3DecProcessor(image_processor.from_pretrained(tmp_path), ours.tokenizer)
+    assert again.image_processor.do_letterbox is True
+    image = np.random.default_rng(0).integers(0, 256, (30, 40, 3), np.uint8)
+    one, other = (p(images=image, text="the red cup")["pixel_values"] for p in (ours, again))
+    assert torch.equal(one, other) and (one[..., 0, :] == 128 / 255).all()
+    logits = torch.randn(1, 24, 24, generator=torch.Generator().manual_seed(0))
+    one, other = (p.post_process_referring_segmentation(logits, [(30, 40)])[0]["mask"] for p in (ours, again))
+    np.testing.assert_array_equal(one, other)
+
+
+@pytest.mark.parametrize("options", [{"do_letterbox": False}, {"size": {"height": 96, "width": 96}}])
+def test_a_call_cannot_leave_the_letterbox_that_post_processing_expects(options):
+    with pytest.raises(ValueError, match="post-processing would not know"):
+        letterbox_processor()(images=picture(), text="cat", **options)
+
+
+@pytest.mark.parametrize("text", ["", "  ", "...", "🙂", "\n", "¿?"])
+def test_what_cannot_be_asked_holds_no_word(text):
+    processor = M3DecProcessor.from_pretrained(SHIPPED_CHECKPOINT)
+    assert not processor.holds_word(text)
+    with pytest.raises(ValueError, match="at least one word"):
+        processor(text=text)
+
+
+@pytest.mark.parametrize("text", ["red", "7", "жёлтый", "a\ud800", "word " * 50])
+def test_what_can_be_asked_holds_a_word(text):
+    processor = M3DecProcessor.from_pretrained(SHIPPED_CHECKPOINT)
+    assert processor.holds_word(text)
+    assert processor(text=text)["input_ids"].shape[0] == 1
