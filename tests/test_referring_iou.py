@@ -1,9 +1,13 @@
+import json
 import math
+import os
+import subprocess
+import sys
 from fractions import Fraction
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from pycocotools import mask as coco_mask
 
@@ -11,8 +15,13 @@ from m3dec.processing.referring_iou import ReferringIoU, intersection_and_union
 
 NAMES = ["pr@0.5", "pr@0.6", "pr@0.7", "pr@0.8", "pr@0.9"]
 PAIRS = st.lists(
-    st.integers(0, 60).flatmap(lambda union: st.tuples(st.integers(0, union), st.just(union))), min_size=1, max_size=30
+    st.integers(0, 60).flatmap(lambda union: st.tuples(st.integers(0, union), st.just(union))), min_size=1, max_size=12
 )
+H, W = 2, 3
+MASKS = [frozenset(p for p in range(H * W) if bits >> p & 1) for bits in range(2 ** (H * W))]  # as sets of pixels
+EMPTY_OR_NOT = st.sampled_from([MASKS[0]] * 20 + MASKS)
+ANSWERS = st.lists(st.tuples(EMPTY_OR_NOT, EMPTY_OR_NOT), min_size=1, max_size=5)  # (prediction, target)
+thoroughly = settings(max_examples=1000, deadline=None)
 
 
 def by_fractions(pairs):
@@ -34,26 +43,130 @@ def score_of(pairs):
     return score
 
 
+def by_pixel_sets(answers):
+    """The scores of generalised segmentation from their definitions, one expression and one set of pixels at a time."""
+    ious, intersection, union, no_target, with_target = [], 0, 0, [], []
+    for prediction, target in answers:
+        if target:
+            ious.append(Fraction(len(prediction & target), len(prediction | target)))
+            with_target.append(len(prediction) > 0)
+        else:
+            ious.append(Fraction(len(prediction) == 0))
+            no_target.append(len(prediction) == 0)
+        intersection += len(prediction & target)
+        union += len(prediction | target)
+    return {
+        "giou": float(sum(ious) / len(ious)),
+        "ciou": intersection / union if union else 1.0,
+        "n_acc": sum(no_target) / len(no_target) if no_target else None,
+        "t_acc": sum(with_target) / len(with_target) if with_target else math.nan,
+    }
+
+
+def mask_of(pixels):
+    mask = np.zeros(H * W, bool)
+    mask[list(pixels)] = True
+    return mask.reshape(H, W)
+
+
+def score_of_answers(answers):
+    score = ReferringIoU()
+    score.update([mask_of(prediction) for prediction, _ in answers], [mask_of(target) for _, target in answers])
+    return score
+
+
+def integers_of(score):
+    """All that a score has counted; the sum of the IoUs is its only float."""
+    counted = {name: value for name, value in vars(score).items() if name != "iou_sum"}
+    assert all(type(value) is int for value in [*counted.pop("above"), *counted.values()])
+    return {name: value for name, value in vars(score).items() if name != "iou_sum"}
+
+
+@thoroughly
 @given(PAIRS)
 def test_the_scores_are_those_of_exact_fractions(pairs):
     assert score_of(pairs).compute() == pytest.approx(by_fractions(pairs), rel=1e-13)
 
 
-@given(PAIRS, st.data())
-def test_merging_the_parts_of_any_partition_equals_the_whole(pairs, data):
-    part_of = data.draw(st.lists(st.integers(0, 3), min_size=len(pairs), max_size=len(pairs)))
-    parts = [score_of([pair for pair, p in zip(pairs, part_of, strict=True) if p == part]) for part in range(4)]
+@thoroughly
+@given(ANSWERS)
+def test_the_scores_of_masks_with_empty_ones_are_those_of_sets_of_pixels(answers):
+    scores, expected = score_of_answers(answers).compute(), by_pixel_sets(answers)
+    pairs = [(len(prediction & target), len(prediction | target)) for prediction, target in answers]
+    if all(target for _, target in answers):
+        assert scores == pytest.approx(by_fractions(pairs), rel=1e-13)
+    else:
+        assert scores == pytest.approx(by_fractions(pairs) | expected, rel=1e-13, nan_ok=True)
+        assert list(scores)[-5:] == ["count", "giou", "ciou", "n_acc", "t_acc"]
+
+
+@thoroughly
+@given(ANSWERS, st.data())
+def test_merging_the_parts_of_any_partition_in_any_order_equals_the_whole(answers, data):
+    part_of = data.draw(st.lists(st.integers(0, 3), min_size=len(answers), max_size=len(answers)))
+    parts = [score_of_answers([a for a, p in zip(answers, part_of, strict=True) if p == part]) for part in range(4)]
     merged = ReferringIoU()
     for part in data.draw(st.permutations(parts)):
         merged.merge(part)
-    whole = score_of(pairs)
-    assert (merged.count, merged.intersection, merged.union, merged.above) == (
-        whole.count,
-        whole.intersection,
-        whole.union,
-        whole.above,
-    )
-    assert merged.compute() == pytest.approx(whole.compute(), rel=1e-13)
+    whole = score_of_answers(answers)
+    assert integers_of(merged) == integers_of(whole)
+    assert merged.compute() == pytest.approx(whole.compute(), rel=1e-13, nan_ok=True)
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 3])
+def test_expressions_dealt_out_to_ranks_are_counted_as_by_one(ranks):
+    random = np.random.default_rng(ranks)
+    for n in range(1, 51):
+        prediction, target, both = random.integers(0, 3, size=(3, n))
+        pairs, areas = (
+            np.stack([both, prediction + target + both], 1),
+            np.stack([prediction, target], 1) + both[:, None],
+        )
+        whole, gathered, merged = ReferringIoU(), ReferringIoU(), ReferringIoU()
+        whole.update_pairs(pairs, areas)
+        gathered.update_pairs(
+            np.concatenate([pairs[rank::ranks] for rank in range(ranks)]),
+            np.concatenate([areas[rank::ranks] for rank in range(ranks)]),
+        )
+        for rank in range(ranks):
+            part = ReferringIoU()
+            part.update_pairs(pairs[rank::ranks], areas[rank::ranks])
+            merged.merge(part)
+        assert integers_of(gathered) == integers_of(merged) == integers_of(whole)
+        assert whole.count == n
+
+
+RANK = """
+import json
+from accelerate import Accelerator
+from accelerate.utils import gather_object
+
+accelerator = Accelerator(cpu=True)
+for n in (1, 2, 5, 50):
+    rows = [[i % 7, i % 7 + i % 5 + i % 3, i % 7 + i % 5, i % 7 + i % 3] for i in range(n)]
+    rows = gather_object(rows[accelerator.process_index :: accelerator.num_processes])
+    if accelerator.is_main_process:
+        print(json.dumps([accelerator.num_processes, n, rows]))
+accelerator.end_training()
+"""
+
+
+def test_three_real_processes_gather_every_expression_once(tmp_path):
+    (tmp_path / "rank.py").write_text(RANK)
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "3"]  # on a free port
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    command = [sys.executable, *launcher, str(tmp_path / "rank.py")]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=tmp_path, timeout=120)
+    assert done.returncode == 0, done.stdout + done.stderr
+    answers = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("[")]
+    assert [(processes, n) for processes, n, _ in answers] == [(3, n) for n in (1, 2, 5, 50)]
+    for _, n, rows in answers:
+        gathered, alone = ReferringIoU(), ReferringIoU()
+        gathered.update_pairs([row[:2] for row in rows], [row[2:] for row in rows])
+        for i in range(n):
+            both, wrong, missed = i % 7, i % 5, i % 3
+            alone.update_pairs([[both, both + wrong + missed]], [[both + wrong, both + missed]])
+        assert integers_of(gathered) == integers_of(alone)
 
 
 def test_the_iou_of_masks_is_that_of_pycocotools():
@@ -95,9 +208,47 @@ def test_two_empty_masks_have_iou_1_and_add_nothing_to_the_overall_iou():
     empty, full = np.zeros((4, 6), bool), np.ones((4, 6), bool)
     score = ReferringIoU()
     score.update(empty, empty)
-    assert score.compute() == dict.fromkeys(["oiou", "miou", *NAMES], 1.0) | {"count": 1}
+    generalised = {"giou": 1.0, "ciou": 1.0, "n_acc": 1.0, "t_acc": pytest.approx(math.nan, nan_ok=True)}
+    assert score.compute() == dict.fromkeys(["oiou", "miou", *NAMES], 1.0) | {"count": 1} | generalised
     score.update(empty, full)
-    assert score.compute() == {"oiou": 0.0, "miou": 0.5, **dict.fromkeys(NAMES, 0.5), "count": 2}
+    generalised = {"giou": 0.5, "ciou": 0.0, "n_acc": 1.0, "t_acc": 0.0}
+    assert score.compute() == {"oiou": 0.0, "miou": 0.5, **dict.fromkeys(NAMES, 0.5), "count": 2} | generalised
+
+
+def test_generalised_scores_need_the_areas_of_every_expression():
+    empty = np.zeros((4, 6), bool)
+    masks, pairs, merged = ReferringIoU(), score_of([(0, 0), (1, 2)]), ReferringIoU()
+    masks.update(empty, empty)
+    assert "giou" in masks.compute()
+    assert "giou" not in pairs.compute()
+    merged.merge(masks)
+    merged.merge(pairs)
+    assert list(merged.compute()) == ["oiou", "miou", *NAMES, "count"]
+    masks.update_pairs([], [])
+    masks.update_pairs([])
+    masks.update_pairs([[1, 2]], [[1, 2]])
+    assert masks.compute()["t_acc"] == 1.0
+
+
+@pytest.mark.parametrize(
+    ("areas", "message"),
+    [
+        ([[4, 5], [2, 2]], r"row 1 has \[intersection, union\] \[2, 3\] and \[prediction, target\] \[2, 2\]"),
+        ([[1, 8], [2, 3]], "row 0 .* no area is below|no area is below .* row 0"),
+        ([[4, 5]], "2 pairs and 1 areas"),
+        ([[4.0, 5.0], [2.0, 3.0]], "Areas are integers .* float64"),
+        ([4, 5], r"Areas are integers .* \(2,\)"),
+        ([[4, 5], [2]], "Areas are integers .* object"),
+        (np.array([[4, 5], [2**64 - 1, 3]], np.uint64), "row 1"),
+    ],
+)
+def test_areas_that_do_not_fit_their_pairs_are_refused_and_change_nothing(areas, message):
+    score = ReferringIoU()
+    score.update_pairs([[0, 0]], [[0, 0]])
+    before = dict(vars(score))
+    with pytest.raises(ValueError, match=message):
+        score.update_pairs([[2, 7], [2, 3]], areas)
+    assert vars(score) == before
 
 
 def test_scores_of_nothing_are_nan():
@@ -131,6 +282,7 @@ def test_small_integer_types_do_not_overflow():
         ([[True, True]], "bool"),
         ([1, 2], r"\(2,\)"),
         ([[1, 2, 3]], r"\(1, 3\)"),
+        ([[1, 2], [3]], r"object \(2,\)"),
         (np.zeros((0, 3), np.int64), r"\(0, 3\)"),
         ([[1, 2], [3, 2]], r"row 1 is \[3, 2\]"),
         ([[-1, 2]], r"row 0 is \[-1, 2\]"),

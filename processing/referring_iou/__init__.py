@@ -1,5 +1,6 @@
 """The scores of referring image segmentation."""
 
-from .referring_iou import ReferringIoU, intersection_and_union
+from .bootstrap import bootstrap_intervals
+from .score import ReferringIoU, intersection_and_union
 
-__all__ = ["ReferringIoU", "intersection_and_union"]
+__all__ = ["ReferringIoU", "bootstrap_intervals", "intersection_and_union"]

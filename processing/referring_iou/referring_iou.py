@@ -1,129 +1,145 @@
-"""The field's scores of referring segmentation: overall IoU, mean IoU and Precision@X, from integer pixel counts."""
+"""The scores as a module of `evaluate`: evaluate.load("processing/referring_iou"), see README.md beside this file.
 
+`evaluate` copies this file and what it imports with a dot to a folder of its own, so nothing here needs the package.
+"""
+
+import datasets
+import evaluate
 import numpy as np
 
-_TENTHS = (5, 6, 7, 8, 9)  # the X of Pr@X, in tenths, so that they are compared in integers
-_MOST_PIXELS = 2**40  # more than any mask; keeps every product and sum below exact
+from .bootstrap import bootstrap_intervals
+from .score import ReferringIoU, check_pairs, pixel_counts
+
+_DESCRIPTION = "Overall IoU, mean IoU and Precision@X of referring image segmentation, from integer pixel counts."
+
+_INPUTS = """
+Args:
+    predictions: N masks, each COCO RLE {"size": [h, w], "counts": str} or (h, w) of bool or of 0 and 1, all of one
+        kind; or, without references, (N, 2) integers [intersection, union].
+    references: the N true masks, of the same kind and sizes.
+    image_ids: to compute() only, the image of every expression so far, integers or strings; adds `intervals`.
+    confidence: of these intervals, 0.95 by default.
+
+Returns:
+    oiou, miou, pr@0.5 … pr@0.9: from 0.0 to 1.0; count: the number of expressions.
+    giou, ciou, n_acc, t_acc: only if a reference is empty and all expressions came as masks.
+    intervals: (low, high) of oiou, miou and pr@0.5 … pr@0.9, from drawing images with replacement.
+"""
+
+_CITATION = """
+Kazemzadeh, Ordonez, Matten, Berg: ReferItGame: Referring to Objects in Photographs of Natural Scenes, EMNLP 2014.
+Yu, Poirson, Yang, Berg, Berg: Modeling Context in Referring Expressions, ECCV 2016.
+Liu, Ding, Jiang: GRES: Generalized Referring Expression Segmentation, CVPR 2023.
+"""
 
 
-class ReferringIoU:
-    """Scores that grow with each expression; it keeps sums and counts only.
+class ReferringIouMetric(evaluate.Metric):
+    """What `evaluate` stores of an expression is its pixel counts: masks are compared when they are added."""
 
-    score = ReferringIoU()
-    score.update(prediction, target)
-    score.compute()  # {"oiou": 0.61, "miou": 0.64, "pr@0.5": 0.71, …, "pr@0.9": 0.2, "count": 10834}
-
-    Each expression counts once. An expression whose prediction and target are both empty has IoU 1 and adds nothing to
-    the overall IoU. Across processes gather the pairs [intersection, union], not averages, or `merge`.
-    """
-
-    def __init__(self):
-        self.count = 0
-        self.intersection = 0  # pixels, over all expressions
-        self.union = 0
-        self.iou_sum = 0.0
-        self.above = [0] * len(_TENTHS)  # expressions with an IoU above each X
-
-    def update(self, prediction, target) -> None:
-        """Add one expression's masks, or equally long lists of masks.
-
-        Args:
-            prediction: (h, w) bool, or integers 0 and 1, True on the object; or a list of them, sizes may differ.
-            target: the truth, of the same size or sizes.
-
-        Raises:
-            ValueError: the lists or the sizes differ, or a mask is not binary.
-        """
-        if not isinstance(prediction, list | tuple):
-            prediction, target = [prediction], [target]
-        if len(prediction) != len(target):
-            raise ValueError(
-                f"Every prediction needs its target, but got {len(prediction)} predictions and {len(target)} targets. "
-                "Give two lists of one length, in the same order."
-            )
-        self.update_pairs([intersection_and_union(p, t) for p, t in zip(prediction, target, strict=True)])
-
-    def update_pairs(self, pairs) -> None:
-        """Add expressions by their pixel counts.
-
-        Args:
-            pairs: (N, 2) integers, [intersection, union] of each expression. N may be 0.
-
-        Raises:
-            ValueError: another shape, not integers, or an intersection that is negative or larger than its union.
-        """
-        pairs = np.asarray(pairs)
-        if pairs.size == 0 and pairs.shape in ((0,), (0, 2)):
-            return
-        if pairs.ndim != 2 or pairs.shape[1] != 2 or pairs.dtype.kind not in "iu":
-            raise ValueError(
-                "Pairs are integers of shape (N, 2), [intersection, union] in pixels, but got "
-                f"{pairs.dtype} {pairs.shape}. Make them with intersection_and_union(prediction, target)."
-            )
-        wrong = np.flatnonzero((pairs[:, 0] < 0) | (pairs[:, 0] > pairs[:, 1]) | (pairs[:, 1] >= _MOST_PIXELS))
-        if wrong.size:
-            raise ValueError(
-                f"A pair [intersection, union] has 0 <= intersection <= union, but row {wrong[0]} is "
-                f"{pairs[wrong[0]].tolist()}. Is the union first, or an area in its place?"
-            )
-        intersection, union = pairs.astype(np.int64).T
-        self.count += len(pairs)
-        self.intersection += int(intersection.sum())
-        self.union += int(union.sum())
-        self.iou_sum += float(np.where(union == 0, 1.0, intersection / np.maximum(union, 1)).sum())
-        for index, tenths in enumerate(_TENTHS):  # strictly above: 7 of 10 pixels are not above 0.7
-            self.above[index] += int(((10 * intersection > tenths * union) | (union == 0)).sum())
-
-    def merge(self, other: "ReferringIoU") -> None:
-        """Add all that `other` has seen, as if it had been seen here."""
-        self.count += other.count
-        self.intersection += other.intersection
-        self.union += other.union
-        self.iou_sum += other.iou_sum
-        self.above = [mine + theirs for mine, theirs in zip(self.above, other.above, strict=True)]
-
-    def compute(self) -> dict[str, float | int]:
-        """The scores so far, from 0.0 to 1.0; NaN before the first expression.
-
-        Returns:
-            oiou: the sum of intersections over the sum of unions, also called cumulative IoU (1.0 if all is empty).
-            miou: the mean of the expressions' IoUs.
-            pr@0.5 … pr@0.9: the part of the expressions with an IoU strictly above X.
-            count: the number of expressions, an int.
-        """
-        names = [f"pr@0.{tenths}" for tenths in _TENTHS]
-        if self.count == 0:
-            return dict.fromkeys(["oiou", "miou", *names], float("nan")) | {"count": 0}
-        return {
-            "oiou": self.intersection / self.union if self.union else 1.0,
-            "miou": self.iou_sum / self.count,
-            **{name: above / self.count for name, above in zip(names, self.above, strict=True)},
-            "count": self.count,
-        }
-
-
-def intersection_and_union(prediction, target) -> tuple[int, int]:
-    """Pixels in both masks, and pixels in either: (h, w) bool, or integers 0 and 1, of one size.
-
-    Raises:
-        ValueError: the sizes differ, or a mask is not binary.
-    """
-    prediction, target = _binary(prediction, "prediction"), _binary(target, "target")
-    if prediction.shape != target.shape:
-        raise ValueError(
-            f"Prediction and target have one size, but they are {prediction.shape} and {target.shape}. "
-            "Resize the prediction to the target's size; the processor's post-processing takes target_sizes."
+    def _info(self):
+        counts = datasets.Sequence(datasets.Value("int64"))
+        return evaluate.MetricInfo(
+            description=_DESCRIPTION,
+            citation=_CITATION,
+            inputs_description=_INPUTS,
+            # [intersection, union], and [prediction, target] in pixels, or [] for an expression that came as a pair
+            features=datasets.Features({"predictions": counts, "references": counts}),
         )
-    return int(np.count_nonzero(prediction & target)), int(np.count_nonzero(prediction | target))
+
+    def add_batch(self, *, predictions=None, references=None):
+        """Add expressions. ValueError for malformed ones, and then none of them is added."""
+        pairs, areas = _pairs_and_areas(predictions, references)
+        super().add_batch(predictions=pairs, references=areas)
+
+    def add(self, *, prediction=None, reference=None):
+        """Add one expression. ValueError for a malformed one."""
+        self.add_batch(predictions=[prediction], references=None if reference is None else [reference])
+
+    def _compute(self, predictions, references, image_ids=None, confidence=0.95):
+        score = ReferringIoU()
+        score.update_pairs(predictions, references if all(references) else None)
+        if image_ids is None:
+            return score.compute()
+        return score.compute() | {"intervals": bootstrap_intervals(predictions, image_ids, confidence)}
 
 
-def _binary(mask, name: str) -> np.ndarray:
-    mask = np.asarray(mask)
-    if mask.ndim == 2 and mask.dtype.kind in "iu" and np.isin(mask, (0, 1)).all():
-        return mask.astype(bool)
-    if mask.ndim != 2 or mask.dtype != bool:
+def _pairs_and_areas(predictions, references) -> tuple[list, list]:
+    if predictions is None:
+        raise ValueError("References are compared with predictions, but none came. Give predictions of one length.")
+    if references is None:
+        pairs = check_pairs(predictions).tolist()
+        return pairs, [[]] * len(pairs)
+    if len(predictions) != len(references):
         raise ValueError(
-            f"The {name} is a mask (h, w) of bool or of 0 and 1, but it is {mask.dtype} {mask.shape}. Compare with a "
-            "threshold first: mask > 0 for 0 and 255, probability > 0.5; and give several masks as a list."
+            f"Every prediction needs its reference, but got {len(predictions)} predictions and {len(references)} "
+            "references. Give two lists of one length, in the same order."
         )
-    return mask
+    if len({isinstance(mask, dict) for mask in [*predictions, *references]}) > 1:
+        raise ValueError(
+            "All masks of one call are of one kind, but some are RLE dicts and some are not. Encode the others, or "
+            "add each kind by a call of its own."
+        )
+    counts = []
+    for index, (prediction, reference) in enumerate(zip(predictions, references, strict=True)):
+        try:
+            counts.append(pixel_counts(_mask(prediction), _mask(reference)))
+        except ValueError as error:
+            raise ValueError(f"Expression {index} of this call: {error}") from error
+    return [row[:2] for row in counts], [row[2:] for row in counts]
+
+
+def _mask(mask) -> np.ndarray:
+    if isinstance(mask, dict):
+        return _decode_rle(mask)
+    try:
+        return np.asarray(mask)
+    except ValueError as error:
+        raise ValueError("The rows of a mask have one length, but they differ. Give h rows of w numbers.") from error
+
+
+def _decode_rle(mask: dict) -> np.ndarray:
+    """COCO's compressed runs `{"size": [h, w], "counts": str}` as a bool array (h, w).
+
+    The runs go down the columns, by turns outside and on the object. A run is one or more characters, from "0" to "o",
+    that carry five bits each, the lowest first; bit 5 says that another character follows, bit 4 of the last one is
+    the sign. From the fourth run on, what is written is the difference to the run before the last.
+    """
+    size, counts = np.asarray(mask.get("size")), mask.get("counts")
+    if size.shape != (2,) or size.dtype.kind not in "iu" or size.min() < 1 or not isinstance(counts, str | bytes):
+        raise ValueError(
+            'An RLE mask is {"size": [h, w], "counts": str} with h, w >= 1, but got '
+            f"size {mask.get('size')!r} and counts of {type(counts).__name__}. "
+            "Encode with pycocotools.mask.encode; frPyObjects compresses a list of runs."
+        )
+    height, width = size.tolist()
+    runs = _runs(counts if isinstance(counts, bytes) else counts.encode())
+    if runs is None:
+        problem = "are no compressed COCO string"
+    elif runs.min() < 0:
+        problem = "are partly negative"
+    elif sum(runs.tolist()) != height * width:  # Python's integers, which do not overflow
+        problem = f"cover {sum(runs.tolist())}"
+    else:
+        return np.repeat(np.arange(len(runs)) % 2 == 1, runs).reshape(width, height).T
+    raise ValueError(
+        f"The runs of an RLE mask fill its size, {height} x {width} = {height * width} pixels, but these {problem}. "
+        "Is the size [height, width] of the mask that was encoded, and the string complete?"
+    )
+
+
+def _runs(counts: bytes) -> np.ndarray | None:
+    """The lengths of the runs, int64, negative ones too if the string is broken; None for what is no such string."""
+    bits = np.frombuffer(counts, np.uint8).astype(np.int64) - ord("0")
+    last = bits < 32  # of a run's characters
+    if len(bits) == 0 or bits.min() < 0 or bits.max() > 63 or not last[-1]:
+        return None
+    first = np.flatnonzero(np.concatenate([[True], last[:-1]]))
+    lengths = np.diff(first, append=len(bits))
+    if lengths.max() > 7:  # 35 bits, more than any mask has pixels
+        return None
+    place = np.arange(len(bits)) - np.repeat(first, lengths)
+    runs = np.add.reduceat((bits & 31) << 5 * place, first)
+    runs -= np.where(bits[last] & 16, 1 << 5 * lengths, 0)
+    runs[1::2] = runs[1::2].cumsum()
+    runs[2::2] = runs[2::2].cumsum()
+    return runs
