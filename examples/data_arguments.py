@@ -1,0 +1,59 @@
+"""Which data a program reads: the flags that train.py, evaluate_referring.py and prepare_data.py share."""
+
+from dataclasses import dataclass, field
+
+import datasets
+
+from m3dec.processing.referring_data import load_referring_dataset
+
+
+@dataclass
+class DataArguments:
+    source: str = field(
+        default="refer", metadata={"help": "The kind of files: refer, grefcoco, hub, coco (your own), prepared."}
+    )
+    data_root: str = field(default="outputs/data", metadata={"help": "The folder of official or prepared files."})
+    dataset: str = field(
+        default="scenes", metadata={"help": "The data set's folder below data_root; of source hub its name or folder."}
+    )
+    split_by: str = field(default="scenes", metadata={"help": "Who made the splits: unc, umd, google, scenes."})
+    image_root: str | None = field(default=None, metadata={"help": "The folder of the pictures, if elsewhere."})
+    expressions: str | None = field(default=None, metadata={"help": "Of source coco: the .json, .jsonl or .csv file."})
+    instances: str | None = field(default=None, metadata={"help": "Of source coco: COCO's instances file."})
+    mask_root: str | None = field(default=None, metadata={"help": "Of source coco: the folder of mask files."})
+    on_missing: str = field(default="error", metadata={"help": "Where pictures are missing: error or skip."})
+
+    def load(self) -> datasets.DatasetDict:
+        """All splits, one row per reference; a program ends here with a sentence where the data are not right."""
+        official = {
+            "root": self.data_root,
+            "dataset": self.dataset,
+            "split_by": self.split_by,
+            "image_root": self.image_root,
+            "on_missing": self.on_missing,
+        }
+        options = {
+            "refer": official,
+            "grefcoco": official,
+            "hub": {"name": self.dataset, "image_root": self.image_root, "on_missing": self.on_missing},
+            "coco": {
+                "expressions": self.expressions,
+                "instances": self.instances,
+                "image_root": self.image_root,
+                "mask_root": self.mask_root,
+                "on_missing": self.on_missing,
+            },
+            "prepared": {"root": self.data_root},
+        }
+        try:
+            return load_referring_dataset(self.source, **options.get(self.source, {}))
+        except (ValueError, FileNotFoundError) as error:
+            raise SystemExit(str(error)) from error
+
+    def describe(self) -> str:
+        """The data in a few words, for a heading."""
+        return {
+            "hub": self.dataset,
+            "coco": str(self.expressions),
+            "prepared": self.data_root,
+        }.get(self.source, f"{self.dataset} ({self.split_by})")

@@ -1,0 +1,128 @@
+"""Check referring data of any kind, look at them, and put them into Parquet shards with the pictures inside.
+
+    python examples/prepare_data.py --data_root data --dataset refcoco --split_by unc --image_root data/train2014 \\
+        --output_dir prepared/refcoco --num_shards 8
+    python examples/prepare_data.py --source coco --expressions my/expressions.csv --instances my/instances.json \\
+        --image_root my/images --check
+
+Writes output_dir/data/*.parquet, which `--source prepared --data_root output_dir` reads and which can be moved or
+uploaded as they are; output_dir/summary.json, samples.png (random rows: look at them) and vocabulary.txt (the training
+words with their counts). Run again after an interruption, it goes on where it stopped.
+"""
+
+import json
+import random
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import datasets
+from PIL import Image
+from transformers import HfArgumentParser
+
+from m3dec.examples.data_arguments import DataArguments
+from m3dec.processing.drawing import contact_sheet, outline, overlay
+from m3dec.processing.referring_data import ReferringDataError
+from m3dec.processing.referring_data.coco_files import find_faults
+from m3dec.processing.referring_data.leakage import find_leaks, held_out_images, image_ids
+from m3dec.processing.referring_data.prepared_shards import write_prepared
+from m3dec.processing.referring_data.published_counts import PUBLISHED_COUNTS
+from m3dec.processing.referring_data.schema import decode_mask
+from m3dec.processing.referring_data.summary import summarise
+
+
+@dataclass
+class PrepareArguments:
+    output_dir: str = field(default="outputs/prepared", metadata={"help": "Of the shards; may hold a part of them."})
+    num_shards: int = field(
+        default=8, metadata={"help": "Files a split: at least as many as processes will read them."}
+    )
+    check: bool = field(default=False, metadata={"help": "Only read the data and say what is wrong; write nothing."})
+    sample_rows: int = field(default=12, metadata={"help": "Random references on samples.png."})
+    seed: int = 0
+
+
+def main():
+    data, arguments = HfArgumentParser((DataArguments, PrepareArguments)).parse_args_into_dataclasses()
+    if arguments.check and data.source == "coco":
+        check_own_data(data)
+    splits = data.load()
+    if arguments.check:
+        print(
+            f"{data.describe()} is as it should be: " + ", ".join(f"{len(t)} in {name}" for name, t in splits.items())
+        )
+        return
+    output = Path(arguments.output_dir)
+    try:
+        write_prepared(splits, output, arguments.num_shards, source=data.describe())
+    except ReferringDataError as error:
+        raise SystemExit(str(error)) from error
+
+    figures, words = {}, {}
+    for name, split in splits.items():
+        figures[name], words[name] = summarise(split)
+    print(table(figures, PUBLISHED_COUNTS.get((data.dataset, data.split_by), {}) if data.source == "refer" else {}))
+    (output / "summary.json").write_text(json.dumps(figures, indent=2), encoding="utf-8")
+    if "train" in words:
+        lines = [f"{word}\t{number}" for word, number in words["train"].most_common()]
+        (output / "vocabulary.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    sheet_of_samples(splits, arguments.sample_rows, arguments.seed).save(output / "samples.png")
+    print_leaks(data, splits)
+    print(f"Prepared in {output}; look at {output / 'samples.png'}.")
+
+
+def check_own_data(data: DataArguments) -> None:
+    """Print what is wrong with a user's own files, by line, and end the program there."""
+    try:
+        faults = find_faults(data.expressions, data.image_root, data.instances, data.mask_root, data.on_missing)
+    except (ReferringDataError, FileNotFoundError) as error:
+        raise SystemExit(str(error)) from error
+    if faults:
+        raise SystemExit("\n".join([f"{data.expressions} has {len(faults)} faults:", *map(str, faults)]))
+
+
+def table(figures: dict[str, dict[str, float]], published: dict) -> str:
+    """The figures of all splits as lines of text, with the published counts in parentheses."""
+    titles = ["references", "sentences", "images", "words", "most", "> 15", "> 20", "area 5%", "50%", "95%", "empty"]
+    lines = [f"{'':12}" + "".join(f"{title:>20}" for title in titles[:2]) + "".join(f"{t:>9}" for t in titles[2:])]
+    for split, values in figures.items():
+        counted = [values["references"], values["sentences"]]
+        beside = [f"({number:,}) " if number else "" for number in published.get(split, (None, None))]
+        shares = ("over_15_words", "over_20_words", "area_05", "area_50", "area_95")
+        lines.append(
+            f"{split:12}"
+            + "".join(f"{there + format(here, ','):>20}" for here, there in zip(counted, beside, strict=True))
+            + f"{values['images']:9,}{values['words_mean']:9.2f}{values['words_most']:9}"
+            + "".join(f"{values[name]:9.1%}" for name in shares)
+            + f"{values['empty_masks']:9}"
+        )
+    return "\n".join([*lines, "(in parentheses: as published)"] if published else lines)
+
+
+def sheet_of_samples(splits: datasets.DatasetDict, count: int, seed: int) -> Image.Image:
+    """Random references: the picture, its sentences, and the mask over it."""
+    everything = [(name, number) for name, split in splits.items() for number in range(len(split))]
+    rows = []
+    for name, number in sorted(random.Random(seed).sample(everything, min(count, len(everything)))):
+        row = splits[name][number]
+        image, mask = row["image"].convert("RGB"), decode_mask(row["mask"])
+        text = "  /  ".join(sentence["raw"] for sentence in row["sentences"])
+        rows.append([image, f"{name} {row['ref_id']}: {text}", outline(overlay(image, mask), mask)])
+    return contact_sheet(rows, titles=["picture", "sentences", "mask"])
+
+
+def print_leaks(data: DataArguments, splits: datasets.DatasetDict) -> None:
+    """Say which training pictures stand in a val or test split: of the data themselves, and of RefCOCO, + and g."""
+    if "train" not in splits:
+        return
+    held_out = {f"its own {name}": image_ids(split) for name, split in splits.items() if name != "train"}
+    if data.source in ("refer", "grefcoco") and data.dataset not in ("scenes", "refclef"):
+        held_out |= held_out_images(data.data_root)
+    leaks = find_leaks(splits["train"], held_out)
+    for name, shared in leaks.items():
+        print(f"Leak: {len(shared)} of {len(image_ids(splits['train']))} training pictures stand in {name}.")
+    if not leaks:
+        print(f"No training picture stands in {', '.join(held_out) or 'another split'}.")
+
+
+if __name__ == "__main__":
+    main()

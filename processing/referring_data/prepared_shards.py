@@ -1,0 +1,175 @@
+"""Prepared data: Parquet shards with the pictures inside, each picture written once however many rows it has.
+
+    folder/prepared.json                        which data, how many shards and rows; written first
+    folder/data/train-00000-of-00008.parquet    and so on, for every split
+
+A shard appears under its name only when it is whole, so a run that was stopped goes on where it was. The folder can be
+moved, and uploaded to the Hub as it is.
+"""
+
+import io
+import json
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import datasets
+import pyarrow as pa
+import pyarrow.parquet as pq
+from PIL import Image
+from tqdm import tqdm
+
+from .pictures import check_picture_size
+from .sampling import references_by_image
+from .schema import REFERRING_FEATURES, ReferringDataError
+
+MANIFEST = "prepared.json"
+ROW_GROUP_BYTES = 32 * 2**20  # of pictures; what a reader holds in memory at once
+
+
+def write_prepared(splits: datasets.DatasetDict, folder: str | Path, num_shards: int = 8, source: str = "") -> Path:
+    """Write every split of `splits` as `num_shards` Parquet files with the pictures inside.
+
+    Rows are sorted by picture. At least as many shards as processes that will read them are of use; a split of fewer
+    pictures gets one a picture.
+
+    Args:
+        splits: tables with `REFERRING_FEATURES`.
+        folder: of the shards; may hold a part of the same, which is kept.
+        num_shards: a split.
+        source: what the data are, a line for the manifest.
+
+    Returns:
+        `folder`.
+
+    Raises:
+        ReferringDataError: a picture is damaged or not of its annotations' size; or the folder holds other data.
+    """
+    for split in splits:
+        if not re.fullmatch(r"\w+", split):
+            raise ReferringDataError(
+                f"A split's name becomes a file's, of letters and digits, but one is {split!r:.60}."
+            )
+    folder = Path(folder)
+    (folder / "data").mkdir(parents=True, exist_ok=True)
+    order = {split: list(references_by_image(table).values()) for split, table in splits.items()}
+    shards = {
+        split: [groups[number::count] for number in range(count)]
+        for split, groups in order.items()
+        for count in [max(1, min(num_shards, len(groups)))]
+    }
+    manifest = {
+        "source": source,
+        "fingerprints": {split: table._fingerprint for split, table in splits.items()},
+        "rows": {split: [sum(map(len, shard)) for shard in parts] for split, parts in shards.items()},
+    }
+    _claim(folder, manifest)
+    names = {
+        (split, number): f"data/{split}-{number:05d}-of-{len(parts):05d}.parquet"
+        for split, parts in shards.items()
+        for number in range(len(parts))
+    }
+    with tqdm(total=sum(map(len, splits.values())), desc="preparing", unit="row") as progress:
+        for (split, number), name in names.items():
+            if not (folder / name).exists():
+                _write_shard(splits[split], shards[split][number], folder / name, progress)
+            else:
+                progress.update(manifest["rows"][split][number])
+    return folder
+
+
+def read_prepared(root: str | Path, streaming: bool = False) -> datasets.DatasetDict | datasets.IterableDatasetDict:
+    """Read what `write_prepared` wrote.
+
+    Args:
+        root: the folder.
+        streaming: read rows as they are asked for, without a copy in the cache.
+
+    Raises:
+        FileNotFoundError: the folder was not prepared.
+        ReferringDataError: shards are missing, as when the preparation was stopped, or have lost rows.
+    """
+    root = Path(root)
+    if not (root / MANIFEST).is_file():
+        raise FileNotFoundError(f"Prepared data have a {MANIFEST}, but {root} has none. Run examples/prepare_data.py.")
+    rows = json.loads((root / MANIFEST).read_text(encoding="utf-8"))["rows"]
+    files = {}
+    for split, parts in rows.items():
+        files[split] = [str(root / f"data/{split}-{n:05d}-of-{len(parts):05d}.parquet") for n in range(len(parts))]
+        for path, expected in zip(files[split], parts, strict=True):
+            found = pq.read_metadata(path).num_rows if os.path.isfile(path) else 0
+            if found != expected:
+                raise ReferringDataError(
+                    f"{path} has {expected} rows when it is whole, but {found} were found. Run prepare_data.py again "
+                    "with the same arguments; it goes on where it stopped."
+                )
+    return datasets.load_dataset("parquet", data_files=files, features=REFERRING_FEATURES, streaming=streaming)
+
+
+def _claim(folder: Path, manifest: dict) -> None:
+    """Write the manifest, or find the same one."""
+    path = folder / MANIFEST
+    if path.exists():
+        if json.loads(path.read_text(encoding="utf-8")) != manifest:
+            raise ReferringDataError(
+                f"{folder} holds other data, or the same in another number of shards. Choose another folder, or delete "
+                "it."
+            )
+        return
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(json.dumps(manifest, indent=2), encoding="utf-8")
+    temporary.rename(path)
+
+
+def _write_shard(table: datasets.Dataset, groups: list[list[int]], path: Path, progress: tqdm) -> None:
+    temporary = path.with_suffix(".tmp")
+    schema = REFERRING_FEATURES.arrow_schema  # with the features in its metadata
+    # A dictionary holds each picture once for all rows of its group, if it may grow to hold them all.
+    settings = {"use_dictionary": ["image.bytes"], "dictionary_pagesize_limit": 2**30, "compression": "zstd"}
+    with open(temporary, "wb") as file, pq.ParquetWriter(file, schema, **settings) as writer:
+        for rows in _row_groups(table, groups):
+            writer.write_table(pa.Table.from_pylist(rows, schema=schema), row_group_size=len(rows))
+            progress.update(len(rows))
+        writer.close()
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.rename(path)
+
+
+def _row_groups(table: datasets.Dataset, groups: list[list[int]]) -> Iterator[list[dict]]:
+    """Rows with their pictures' bytes, as many pictures at a time as fit into a row group."""
+    pictures = table.select_columns("image").cast_column("image", datasets.Image(decode=False))
+    references = table.remove_columns("image")
+    rows, size = [], 0
+    for numbers in groups:
+        picture = pictures[numbers[0]]["image"]
+        data = picture["bytes"] or Path(picture["path"]).read_bytes()
+        for row in references.select(numbers):
+            if (row["image_id"] is not None and not rows) or rows[-1]["image_id"] != row["image_id"]:
+                check_picture(data, row["height"], row["width"], row["file_name"])
+            rows.append({"image": {"bytes": data, "path": None}, **row})
+        size += len(data)
+        if size > ROW_GROUP_BYTES:
+            yield rows
+            rows, size = [], 0
+    if rows:
+        yield rows
+
+
+def check_picture(data: bytes, height: int, width: int, name: str) -> None:
+    """Refuse a picture that is of another size than its annotations, or cut off.
+
+    Raises:
+        ReferringDataError: it is.
+    """
+    check_picture_size(data, height, width, name)
+    try:
+        with Image.open(io.BytesIO(data)) as image:
+            image.draft(None, (image.width // 8, image.height // 8))  # of a JPEG an eighth is enough, and faster
+            image.load()
+    except Exception as error:  # a damaged file makes Pillow's readers raise almost anything
+        raise ReferringDataError(
+            f"Pictures are whole, but {name} is not: {type(error).__name__}: {error!s:.120}. Replace it, or leave out "
+            "what refers to it."
+        ) from error

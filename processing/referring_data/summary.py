@@ -1,0 +1,43 @@
+"""What a data set is like, in numbers: sentences, words and masks of a split."""
+
+from collections import Counter
+
+import datasets
+import numpy as np
+from pycocotools import mask as coco_mask
+
+from m3dec.processing.word_vectors import split_words
+
+from .published_counts import count
+
+
+def summarise(table: datasets.Dataset) -> tuple[dict[str, float], Counter[str]]:
+    """Figures of one split, and how often each word occurs in it.
+
+    Returns:
+        references, sentences, images: how many.
+        words_mean, words_most: words an expression, as the tokenizer of word vectors splits them.
+        over_15_words, over_20_words: the share of the sentences that § IV-A's 15 and 20 words would cut off.
+        area_05, area_50, area_95: percentiles of the masks' area, as a share of their image.
+        empty_masks: references that mean nothing.
+    """
+    lengths, areas, words = [], [], Counter()
+    for row in table.remove_columns("image"):
+        for sentence in row["sentences"]:
+            split = split_words(sentence["sent"])
+            lengths.append(len(split))
+            words.update(split)
+        runs = {"size": row["mask"]["size"], "counts": row["mask"]["counts"].encode()}
+        areas.append(int(coco_mask.area(runs)) / (row["height"] * row["width"]))
+    lengths, areas = np.array(lengths), np.array(areas)
+    area_05, area_50, area_95 = np.percentile(areas, [5, 50, 95]).tolist()
+    return count(table) | {
+        "words_mean": float(lengths.mean()),
+        "words_most": int(lengths.max()),
+        "over_15_words": float((lengths > 15).mean()),
+        "over_20_words": float((lengths > 20).mean()),
+        "area_05": area_05,
+        "area_50": area_50,
+        "area_95": area_95,
+        "empty_masks": int((areas == 0).sum()),
+    }, words

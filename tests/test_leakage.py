@@ -1,0 +1,62 @@
+"""Pictures that are trained on and tested on."""
+
+import pickle
+
+import datasets
+import pytest
+from test_sampling import table
+
+from m3dec.processing.referring_data.leakage import find_leaks, held_out_images, mixed_training_set, without_leaks
+
+
+def of_images(*image_ids) -> datasets.Dataset:
+    """One reference for each of the pictures 5, 7 and 9 that are asked for."""
+    first = {5: 0, 7: 1, 9: 4}
+    return table().select([first[image_id] for image_id in image_ids])
+
+
+def write_refs(root, dataset, split_by, **splits):
+    refs = [
+        {"ref_id": 10 * image_id, "ann_id": 1, "image_id": image_id, "split": split, "sentences": []}
+        for split, images in splits.items()
+        for image_id in images
+    ]
+    (root / dataset).mkdir()
+    (root / dataset / f"refs({split_by}).p").write_bytes(pickle.dumps(refs, protocol=2))
+
+
+def test_pictures_of_every_val_and_test_split_are_found_by_the_refs_files_alone(tmp_path, caplog):
+    write_refs(tmp_path, "refcoco", "unc", train=[1, 2], val=[5], testA=[6], testB=[7])
+    write_refs(tmp_path, "refcocog", "umd", train=[5], val=[8], test=[9])
+    assert held_out_images(tmp_path) == {
+        "refcoco (unc) val": {5},
+        "refcoco (unc) testA": {6},
+        "refcoco (unc) testB": {7},
+        "refcocog (umd) val": {8},
+        "refcocog (umd) test": {9},
+    }
+    assert "refcoco+" in caplog.text  # is not there
+
+
+def test_a_leak_is_named_by_the_split_that_holds_the_picture():
+    held_out = {"a val": {5, 100}, "a test": {7, 9}, "b val": {200}}
+    assert find_leaks(of_images(5, 9), held_out) == {"a val": {5}, "a test": {9}}
+    assert without_leaks(of_images(5, 7, 9), {"a val": {7}})["image_id"][:] == [5, 9]
+
+
+def test_a_mixed_training_set_holds_no_picture_that_any_of_its_sets_tests_on(caplog):
+    sets = {
+        "first": datasets.DatasetDict(train=of_images(5, 7), val=of_images(9)),
+        "second": datasets.DatasetDict(train=of_images(9, 5), test=of_images(7)),
+    }
+    mixed = mixed_training_set(sets)
+    assert mixed["image_id"][:] == [5, 5]
+    assert "1 training pictures with 1 references are left out" in caplog.text
+    assert mixed.features == of_images(5).features
+
+
+@pytest.mark.parametrize("held_out", [{}, {"val": {1, 2}}])
+def test_without_a_leak_nothing_is_taken_away(held_out):
+    train = of_images(5, 7, 9)
+    assert without_leaks(train, held_out) is train
+    assert find_leaks(train, held_out) == {}

@@ -1,0 +1,207 @@
+"""From files to shards to a trained epoch, by the programs, as a user runs them."""
+
+import csv
+import json
+import re
+import shlex
+import shutil
+from pathlib import Path
+
+import datasets
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+from test_examples import ALL_RECIPES, TINY, run
+
+from m3dec.examples.training_recipe import RECIPES, parse_recipe
+from m3dec.processing.referring_data import ReferringDataError, load_referring_dataset
+from m3dec.processing.referring_data.prepared_shards import write_prepared
+from m3dec.processing.referring_data.scenes import write_scenes
+
+REPOSITORY = Path(__file__).parent.parent
+
+
+@pytest.fixture(scope="module")
+def scenes(tmp_path_factory) -> Path:
+    """A folder with scenes in the official layout."""
+    folder = tmp_path_factory.mktemp("official")
+    write_scenes(folder, split_sizes={"train": 20, "val": 5})
+    return folder
+
+
+def read(folder) -> datasets.DatasetDict:
+    return load_referring_dataset("refer", root=folder, dataset="scenes", split_by="scenes")
+
+
+def rows(table) -> list[dict]:
+    return sorted(table.remove_columns("image"), key=lambda row: row["ref_id"])
+
+
+def test_preparing_writes_shards_a_summary_a_sheet_and_a_vocabulary(scenes, tmp_path):
+    where = ("--data_root", scenes, "--dataset", "scenes", "--split_by", "scenes")
+    output = run(*where, "--output_dir", tmp_path / "out", "--num_shards", "3", module="m3dec.examples.prepare_data")
+    assert "No training picture stands in its own val" in output
+    assert len(list((tmp_path / "out" / "data").glob("train-*-of-00003.parquet"))) == 3
+    figures = json.loads((tmp_path / "out" / "summary.json").read_text())
+    assert figures["train"]["images"] == 20
+    assert figures["val"]["references"] == len(read(scenes)["val"])
+    assert figures["val"]["area_50"] <= 0.04  # the scenes' own rule
+    words = dict(line.split("\t") for line in (tmp_path / "out" / "vocabulary.txt").read_text().splitlines())
+    assert int(words["the"]) > 20
+    with Image.open(tmp_path / "out" / "samples.png") as sheet:
+        assert sheet.width > 500
+
+
+def test_shards_can_be_moved_and_hold_each_picture_once(scenes, tmp_path):
+    splits = read(scenes)
+    write_prepared(splits, tmp_path / "first", num_shards=2)
+    shutil.move(tmp_path / "first", tmp_path / "second")
+    moved = load_referring_dataset("prepared", root=tmp_path / "second")
+    for name, table in splits.items():
+        assert rows(moved[name]) == rows(table)
+        pictures = {row["ref_id"]: row["image"].tobytes() for row in table}
+        assert {row["ref_id"]: row["image"].tobytes() for row in moved[name]} == pictures
+    metadata = [pq.read_metadata(path) for path in (tmp_path / "second" / "data").glob("train*")]
+    written = sum(m.row_group(g).column(0).total_uncompressed_size for m in metadata for g in range(m.num_row_groups))
+    once = sum(path.stat().st_size for path in {Path(row["image"].filename) for row in splits["train"]})
+    assert once <= written < 1.05 * once
+
+
+def test_a_stopped_preparation_goes_on_where_it_was(scenes, tmp_path, monkeypatch):
+    splits, written = read(scenes), []
+    original = write_prepared.__globals__["_write_shard"]
+
+    def write_three(table, groups, path, progress):
+        if len(written) == 3:
+            raise KeyboardInterrupt
+        original(table, groups, path, progress)
+        written.append(path)
+
+    monkeypatch.setitem(write_prepared.__globals__, "_write_shard", write_three)
+    with pytest.raises(KeyboardInterrupt):
+        write_prepared(splits, tmp_path / "out", num_shards=2)
+    with pytest.raises(ReferringDataError, match=r"val-00001-of-00002\.parquet.*Run prepare_data"):
+        load_referring_dataset("prepared", root=tmp_path / "out")
+    times = [path.stat().st_mtime_ns for path in written]
+    monkeypatch.setitem(write_prepared.__globals__, "_write_shard", original)
+    write_prepared(splits, tmp_path / "out", num_shards=2)
+    assert [path.stat().st_mtime_ns for path in written] == times
+    assert not list((tmp_path / "out").glob("**/*.tmp"))
+    whole = load_referring_dataset("prepared", root=tmp_path / "out")
+    assert {name: rows(table) for name, table in whole.items()} == {name: rows(table) for name, table in splits.items()}
+
+
+def test_a_folder_with_other_data_is_not_written_over(scenes, tmp_path):
+    write_prepared(read(scenes), tmp_path / "out", num_shards=2)
+    with pytest.raises(ReferringDataError, match="another number of shards"):
+        write_prepared(read(scenes), tmp_path / "out", num_shards=3)
+
+
+@pytest.mark.parametrize("damage", ["truncated", "another size", "no picture"])
+def test_a_damaged_picture_is_named_and_no_shard_of_it_appears(damage, tmp_path):
+    write_scenes(tmp_path, split_sizes={"train": 3})
+    path = sorted((tmp_path / "scenes" / "images").iterdir())[1]
+    if damage == "truncated":
+        path.write_bytes(path.read_bytes()[:2000])
+    elif damage == "another size":
+        Image.new("RGB", (160, 161)).save(path)
+    else:
+        path.write_text("not found")
+    with pytest.raises(ReferringDataError, match=path.name):
+        write_prepared(read(tmp_path), tmp_path / "out", num_shards=1)
+    assert not list((tmp_path / "out" / "data").glob("*.parquet"))
+
+
+def test_prepared_data_stream(scenes, tmp_path):
+    write_prepared(read(scenes), tmp_path / "out", num_shards=2)
+    stream = load_referring_dataset("prepared", root=tmp_path / "out", streaming=True)
+    assert rows(stream["val"]) == rows(read(scenes)["val"])
+
+
+def test_data_that_were_never_prepared_are_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match="prepare_data"):
+        load_referring_dataset("prepared", root=tmp_path)
+
+
+@pytest.fixture
+def own_data(tmp_path) -> Path:
+    """A folder as a user has it, with `my/` as in the README and `examples/`."""
+    write_scenes(tmp_path / "drawn", split_sizes={"train": 8, "val": 3})
+    folder = tmp_path / "drawn" / "scenes"
+    shutil.copytree(folder / "images", tmp_path / "my" / "images")
+    shutil.copy(folder / "instances.json", tmp_path / "my" / "instances.json")
+    with open(tmp_path / "my" / "expressions.csv", "w", newline="", encoding="utf-8") as file:
+        table = csv.writer(file)
+        table.writerow(["image", "expression", "annotation_id", "split"])
+        for split, references in read(tmp_path / "drawn").items():
+            for row in references:
+                for sentence in row["sentences"]:
+                    table.writerow([row["file_name"], sentence["raw"], row["ann_id"][0], split])
+    (tmp_path / "examples").symlink_to(REPOSITORY / "examples")
+    return tmp_path
+
+
+def test_the_readmes_four_commands_lead_from_a_coco_file_to_a_trained_and_measured_model(own_data):
+    section = (REPOSITORY / "README.md").read_text(encoding="utf-8").split("## Your data")[1].split("\n## ")[0]
+    commands = re.search(r"```sh\n(.*?)```", section, re.DOTALL)[1].strip().splitlines()
+    assert len(commands) == 4
+    for command in commands:
+        program, *flags = shlex.split(command.removeprefix("python examples/"))
+        output = run(*flags, module=f"m3dec.examples.{program.removesuffix('.py')}", cwd=own_data)
+    assert "outputs/my_data val" in output  # the last one's table
+    assert (own_data / "outputs" / "your_data" / "best" / "model.safetensors").is_file()
+
+
+def test_checking_own_data_lists_every_fault_with_its_line(own_data):
+    path = own_data / "my" / "expressions.csv"
+    lines = path.read_text(encoding="utf-8").splitlines()
+    lines[4] = lines[4].replace(".jpg", ".gif")
+    lines[9] = ",".join([*lines[9].split(",")[:2], "99999", "train"])
+    path.write_text("\n".join(lines), encoding="utf-8")
+    flags = ["--source", "coco", "--expressions", path, "--instances", own_data / "my" / "instances.json"]
+    flags += ["--image_root", own_data / "my" / "images", "--check"]
+    with pytest.raises(AssertionError, match=r"(?s)2 faults.*line 5: .*gif.*line 10: .*99999"):
+        run(*flags, module="m3dec.examples.prepare_data")
+
+
+def test_training_on_a_mixture_leaves_out_what_its_sets_test_on(tmp_path):
+    import yaml
+
+    for name, seed in (("a", 0), ("b", 0)):  # the same pictures, so every picture that b holds out leaks from a
+        write_scenes(tmp_path, split_sizes={"train": 8, "val": 2}, seed=seed, dataset=name)
+    recipe = {"output_dir": str(tmp_path / "run"), "data_root": str(tmp_path), "dataset": "a", "model": TINY}
+    recipe |= {"mix": [{"dataset": "b"}], "max_train_steps": 1, "per_device_train_batch_size": 2, "cpu": True}
+    recipe |= {"letterbox": True, "sentences": "all", "expressions_per_image": 3}
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    run(tmp_path / "recipe.yaml")
+    saved = json.loads((tmp_path / "run" / "best" / "processor_config.json").read_text())
+    assert saved["image_processor"]["do_letterbox"] is True
+
+
+def test_every_number_of_table_4_has_its_recipes_and_a_command_that_parses():
+    from transformers import HfArgumentParser
+
+    from m3dec.examples.data_arguments import DataArguments
+    from m3dec.examples.evaluate_referring import EvaluationArguments
+
+    lines = [
+        line for line in (RECIPES / "README.md").read_text(encoding="utf-8").splitlines() if "evaluate_ref" in line
+    ]
+    assert len(lines) == 10
+    numbers = set()
+    for line in lines:
+        _, cnn, swin, names, command = (cell.strip() for cell in line.strip("|").split("|"))
+        flags = shlex.split(command.strip("`"))[2:]
+        data, asked = HfArgumentParser((DataArguments, EvaluationArguments)).parse_args_into_dataclasses(flags)
+        for name in re.findall(r"`([\w.]+)`", names):
+            recipe = parse_recipe([str(RECIPES / name)])
+            assert (recipe.dataset, recipe.split_by) == (data.dataset, data.split_by)
+            words = 20 if recipe.dataset == "refcocog" or "swin" in name else 15
+            assert recipe.model.get("max_words", 15) == words
+        numbers |= {float(cnn), float(swin)}
+        assert asked.split in ("val", "test", "testA", "testB")
+    assert numbers == {
+        *(67.88, 70.82, 65.02, 56.98, 61.26, 50.11, 54.79, 58.21, 50.96, 69.33),
+        *(73.60, 76.23, 70.36, 65.34, 70.50, 56.98, 64.92, 67.37, 63.90, 72.97),
+    }
+    assert {"mixed_darknet53", "mixed_swin_bert", "your_data"} <= {path.stem for path in ALL_RECIPES}
