@@ -77,6 +77,7 @@ def main():
         shuffle=True,
         drop_last=True,
         num_workers=recipe.dataloader_num_workers,
+        persistent_workers=recipe.dataloader_num_workers > 0,
         collate_fn=functools.partial(collate, processor=processor, shuffle_expressions=recipe.shuffle_expressions),
     )
     optimizer = build_optimizer(model, recipe)
@@ -91,7 +92,8 @@ def main():
     with tqdm(total=total_steps, desc="training", disable=not accelerator.is_local_main_process) as progress:
         for epoch in range(math.ceil(total_steps / steps_per_epoch)):
             references.set_epoch(epoch)
-            for loss in train_one_epoch(model, batches, optimizer, schedule, accelerator, recipe.max_grad_norm):
+            inputs = (normalized(batch, processor.image_processor) for batch in batches)
+            for loss in train_one_epoch(model, inputs, optimizer, schedule, accelerator, recipe.max_grad_norm):
                 step += 1
                 progress.update()
                 progress.set_postfix(loss=f"{loss:.3f}")
@@ -234,18 +236,28 @@ def build_model(recipe: TrainingRecipe, train: datasets.Dataset, accelerator: Ac
 
 
 def collate(examples: list[dict], processor: M3DecProcessor, shuffle_expressions: bool = False) -> dict:
-    """Images, with their expressions and masks, as the model's inputs and labels."""
+    """Images, with their expressions and masks, as the model's inputs and labels; a byte a value, for the way here from
+    a worker and on to the device: `normalized` does the rest there."""
     texts = [example["text"] for example in examples]
     if shuffle_expressions:
         for example, text in zip(examples, texts, strict=True):
             random.Random(f"{example['sent_ids']}").shuffle(text)
-    return dict(
-        processor(
-            images=[example["image"] for example in examples],
-            text=texts,
-            segmentation_maps=[example["masks"] for example in examples],
-        )
+    inputs = processor(
+        images=[example["image"] for example in examples],
+        text=texts,
+        segmentation_maps=[example["masks"] for example in examples],
+        do_rescale=False,
+        do_normalize=False,
     )
+    return {**inputs, "labels": inputs["labels"].bool()}
+
+
+def normalized(batch: dict, image_processor: M3DecImageProcessor) -> dict:
+    """A batch of `collate` with its pictures as the image processor makes them by itself."""
+    settings = (image_processor.do_rescale, image_processor.rescale_factor, image_processor.do_normalize)
+    statistics = (image_processor.image_mean, image_processor.image_std)
+    pixel_values = image_processor.rescale_and_normalize(batch["pixel_values"], *settings, *statistics)
+    return {**batch, "pixel_values": pixel_values}
 
 
 def build_optimizer(model: M3DecForImageSegmentation, recipe: TrainingRecipe) -> torch.optim.Optimizer:

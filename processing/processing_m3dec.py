@@ -78,6 +78,7 @@ class M3DecProcessor(ProcessorMixin):
                 data["image_index"] = image_index
         if segmentation_maps is not None:
             masks = masks_of_expressions(segmentation_maps, [pictures[i].shape[:2] for i in image_index])
+            masks = [mask.view(bool) for mask in masks]  # checked already, so not once more
         if images is not None:
             data.update(self.image_processor(pictures, masks, return_tensors=return_tensors, **images_kwargs))
         return BatchFeature(data, tensor_type=return_tensors)

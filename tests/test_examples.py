@@ -6,6 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import datasets
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -14,11 +16,13 @@ from PIL import Image
 
 from m3dec import M3DecConfig, M3DecForImageSegmentation, M3DecProcessor
 from m3dec.examples import evaluate_referring
-from m3dec.examples.evaluate_referring import evaluate
+from m3dec.examples.evaluate_referring import by_kind, evaluate, table
+from m3dec.examples.train import collate, normalized
 from m3dec.examples.training_recipe import RECIPES, parse_recipe, read_recipe
 from m3dec.hub import SHIPPED_CHECKPOINT
 from m3dec.processing.referring_data import load_referring_dataset
 from m3dec.processing.referring_data.scenes import draw_scene
+from m3dec.processing.referring_data.schema import decode_mask, encode_mask
 
 ALL_RECIPES = sorted(RECIPES.glob("**/*.yaml"))
 TWO_PROCESSES = ("-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "29517")
@@ -118,6 +122,43 @@ def test_evaluation_encodes_each_image_once_and_splits_many_expressions(trained,
     assert passes == [3, 1]
     monkeypatch.setattr(evaluate_referring, "EXPRESSIONS_AT_ONCE", 5)
     assert evaluate(model, processor, splits["val"], Accelerator(cpu=True), images_at_once=3) == whole
+
+
+def test_a_sentence_without_a_word_counts_as_answered_with_nothing_and_no_target_has_its_scores(trained):
+    folder = trained / "run" / "last"
+    model, processor = M3DecForImageSegmentation.from_pretrained(folder), M3DecProcessor.from_pretrained(folder)
+    val = load_referring_dataset("refer", root=trained / "data", dataset="scenes", split_by="scenes")["val"]
+    rows = val.to_list()
+    rows[0]["sentences"][0]["sent"] = "..."
+    rows[1]["mask"] = encode_mask(np.zeros((160, 160), bool))
+    changed = datasets.Dataset.from_list(rows, features=val.features)
+    results = evaluate(model, processor, changed, Accelerator(cpu=True))
+    assert len(results) == sum(len(row["sentences"]) for row in rows)
+    silent = [result for result in results if result.sent_id == rows[0]["sentences"][0]["sent_id"]]
+    area = int(decode_mask(rows[0]["mask"]).sum())
+    assert [(r.intersection, r.union, r.predicted, r.target) for r in silent] == [(0, area, 0, area)]
+    figures = by_kind(results)
+    assert figures["all"].keys() >= {"giou", "ciou", "n_acc", "t_acc"}
+    assert "n_acc" in table(figures)
+
+
+def test_what_a_worker_sends_becomes_what_the_processor_makes():
+    processor = M3DecProcessor.from_pretrained(SHIPPED_CHECKPOINT)
+    scenes = [draw_scene(seed=seed) for seed in range(3)]
+    masks = [[scene.shapes[expression.target].mask for expression in scene.expressions[:2]] for scene in scenes]
+    texts = [[expression.raw for expression in scene.expressions[:2]] for scene in scenes]
+    examples = [
+        {"image": scene.image, "text": text, "masks": mask, "sent_ids": [1, 2]}
+        for scene, text, mask in zip(scenes, texts, masks, strict=True)
+    ]
+    expected = processor(images=[scene.image for scene in scenes], text=texts, segmentation_maps=masks)
+    sent = collate(examples, processor)
+    assert sent["pixel_values"].dtype == torch.uint8
+    arrived = normalized(sent, processor.image_processor)
+    assert arrived.keys() == expected.keys()
+    for name, tensor in expected.items():
+        assert torch.equal(arrived[name].to(tensor.dtype), tensor), name
+    assert arrived["pixel_values"].is_contiguous()
 
 
 def test_predict_writes_an_overlay_and_a_mask_of_the_pictures_own_size(trained, tmp_path):

@@ -126,7 +126,7 @@ def test_data_that_were_never_prepared_are_named(tmp_path):
 @pytest.fixture
 def own_data(tmp_path) -> Path:
     """A folder as a user has it, with `my/` as in the README and `examples/`."""
-    write_scenes(tmp_path / "drawn", split_sizes={"train": 8, "val": 3})
+    write_scenes(tmp_path / "drawn", split_sizes={"train": 5, "val": 2})
     folder = tmp_path / "drawn" / "scenes"
     shutil.copytree(folder / "images", tmp_path / "my" / "images")
     shutil.copy(folder / "instances.json", tmp_path / "my" / "instances.json")

@@ -145,10 +145,8 @@ def _row_groups(table: datasets.Dataset, groups: list[list[int]]) -> Iterator[li
     for numbers in groups:
         picture = pictures[numbers[0]]["image"]
         data = picture["bytes"] or Path(picture["path"]).read_bytes()
-        for row in references.select(numbers):
-            if (row["image_id"] is not None and not rows) or rows[-1]["image_id"] != row["image_id"]:
-                check_picture(data, row["height"], row["width"], row["file_name"])
-            rows.append({"image": {"bytes": data, "path": None}, **row})
+        rows += [{"image": {"bytes": data, "path": None}, **references[number]} for number in numbers]
+        check_picture(data, rows[-1]["height"], rows[-1]["width"], rows[-1]["file_name"])
         size += len(data)
         if size > ROW_GROUP_BYTES:
             yield rows

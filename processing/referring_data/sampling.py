@@ -47,7 +47,8 @@ class ReferringExamples(Dataset):
     ):
         if sentences not in ("one", "all"):
             raise ValueError(f"sentences is 'one' of each reference or 'all', but it is {sentences!r}.")
-        self.pictures, self.references = dataset.select_columns("image"), dataset.remove_columns("image")
+        self.pictures = dataset.select_columns("image")
+        self.references = dataset.select_columns(["ref_id", "sentences", "mask"])
         self.text_field, self.seed = text_field, seed
         self.epoch = torch.zeros((), dtype=torch.int64).share_memory_()  # workers that live on see it change
         self.usable = usable_sentences(dataset, text_field, holds_word)

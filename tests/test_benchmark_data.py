@@ -1,0 +1,31 @@
+"""A set of RefCOCO's size is read in bounded memory and stored in bounded space. How fast is the benchmark's to say."""
+
+import json
+
+import pytest
+from test_examples import run
+
+
+def measured(*arguments) -> dict:
+    lines = run(*arguments, module="m3dec.examples.benchmark_data", timeout=1800).splitlines()
+    return {name: part for line in lines for name, part in json.loads(line).items()}
+
+
+def check(figures: dict, references: int, sentences: int) -> None:
+    for part in ("from cache", "prepared, from cache"):
+        assert (figures[part]["references"], figures[part]["sentences"]) == (references, sentences)
+        assert figures[part]["grown, MB"] < 200
+
+
+def test_the_benchmark_measures_every_part():
+    size = ("--references", "300", "--sentences", "800", "--images", "120")
+    figures = measured(*size, "--loader_images", "16", "--repeats", "1")
+    check(figures["large set"], 300, 800)
+    assert {"plain loop", "loader, 0 workers", "loader, 2 workers"} == figures["loader"]["pictures a second"].keys()
+
+
+@pytest.mark.slow
+def test_a_set_of_refcocos_size_is_read_in_200_mb_and_stored_in_little_more_than_its_pictures():
+    figures = measured("--loader_images", "16", "--repeats", "1")["large set"]
+    check(figures, 42_404, 120_624)
+    assert figures["parquet to pictures"] < 1.1
