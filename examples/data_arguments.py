@@ -13,15 +13,25 @@ class DataArguments:
         default="refer", metadata={"help": "The kind of files: refer, grefcoco, hub, coco (your own), prepared."}
     )
     data_root: str = field(default="outputs/data", metadata={"help": "The folder of official or prepared files."})
-    dataset: str = field(
-        default="scenes", metadata={"help": "The data set's folder below data_root; of source hub its name or folder."}
+    dataset: str | None = field(
+        default=None,
+        metadata={
+            "help": "The data set's folder below data_root, scenes or grefcoco by default; of source hub its name or "
+            "folder."
+        },
     )
-    split_by: str = field(default="scenes", metadata={"help": "Who made the splits: unc, umd, google, scenes."})
+    split_by: str | None = field(
+        default=None, metadata={"help": "Who made the splits: unc, umd, google, scenes. By default scenes or unc."}
+    )
     image_root: str | None = field(default=None, metadata={"help": "The folder of the pictures, if elsewhere."})
     expressions: str | None = field(default=None, metadata={"help": "Of source coco: the .json, .jsonl or .csv file."})
     instances: str | None = field(default=None, metadata={"help": "Of source coco: COCO's instances file."})
     mask_root: str | None = field(default=None, metadata={"help": "Of source coco: the folder of mask files."})
     on_missing: str = field(default="error", metadata={"help": "Where pictures are missing: error or skip."})
+
+    def __post_init__(self):
+        dataset, split_by = {"refer": ("scenes", "scenes"), "grefcoco": ("grefcoco", "unc")}.get(self.source, ("", ""))
+        self.dataset, self.split_by = self.dataset or dataset, self.split_by or split_by
 
     def load(self) -> datasets.DatasetDict:
         """All splits, one row per reference; a program ends here with a sentence where the data are not right."""
@@ -45,9 +55,13 @@ class DataArguments:
             },
             "prepared": {"root": self.data_root},
         }
+        needed = {"coco": ("expressions", "image_root"), "hub": ("dataset",)}.get(self.source, ())
+        missing = [f"--{name}" for name in needed if not getattr(self, name)]
+        if missing:
+            raise SystemExit(f"--source {self.source} needs {' and '.join(missing)}.")
         try:
             return load_referring_dataset(self.source, **options.get(self.source, {}))
-        except (ValueError, FileNotFoundError) as error:
+        except (ValueError, OSError) as error:  # no network is an OSError too
             raise SystemExit(str(error)) from error
 
     def describe(self) -> str:

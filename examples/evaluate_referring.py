@@ -44,6 +44,8 @@ class EvaluationArguments:
 
 def main():
     data, arguments = HfArgumentParser((DataArguments, EvaluationArguments)).parse_args_into_dataclasses()
+    if arguments.confidence is not None and not 0 < arguments.confidence < 1:
+        raise SystemExit(f"--confidence is between 0 and 1, such as 0.95, but it is {arguments.confidence}.")
     accelerator = Accelerator()
     with accelerator.main_process_first():
         splits = data.load()
@@ -65,7 +67,8 @@ def main():
         print(table(figures))
         if arguments.confidence:
             pairs, image_ids = [[row.intersection, row.union] for row in rows], [row.image_id for row in rows]
-            for name, (low, high) in bootstrap_intervals(pairs, image_ids, arguments.confidence).items():
+            figures["intervals"] = bootstrap_intervals(pairs, image_ids, arguments.confidence)
+            for name, (low, high) in figures["intervals"].items():
                 print(f"{name}: {100 * low:.2f} to {100 * high:.2f} in {arguments.confidence:.0%} of resampled sets")
         if arguments.json:
             with open(arguments.json, "w", encoding="utf-8") as file:
@@ -159,22 +162,24 @@ def text_field(config) -> str:
 
 def by_kind(results: list[ExpressionResult]) -> dict[str, dict[str, float]]:
     """The metric over all results under "all", then under each category there is."""
-    scores = defaultdict(ReferringIoU)
+    total, scores = ReferringIoU(), defaultdict(ReferringIoU)
     for result in results:
         pair, areas = [[result.intersection, result.union]], [[result.predicted, result.target]]
-        scores["all"].update_pairs(pair, areas)
+        total.update_pairs(pair, areas)
         if result.category is not None:
             scores[result.category].update_pairs(pair, areas)
-    return {kind: scores[kind].compute() for kind in ["all", *sorted(scores.keys() - {"all"})] if kind in scores}
+    figures = {"all": total.compute()}
+    return figures | {kind if kind != "all" else "kind 'all'": scores[kind].compute() for kind in sorted(scores)}
 
 
 def table(figures: dict[str, dict[str, float]]) -> str:
     """`by_kind`'s figures as lines of text, IoUs and precisions in percent."""
     names = [name for name in next(iter(figures.values())) if name != "count"]  # "all" has every one there is
-    lines = [f"{'':12}" + "".join(f"{name:>8}" for name in names) + f"{'count':>8}"]
+    width = max(12, *map(len, figures)) + 1
+    lines = [" " * width + "".join(f"{name:>8}" for name in names) + f"{'count':>8}"]
     for kind, values in figures.items():
         lines.append(
-            f"{kind:12}"
+            f"{kind:{width}}"
             + "".join(f"{100 * values.get(name, math.nan):8.2f}" for name in names)
             + f"{values['count']:8d}"
         )

@@ -24,7 +24,7 @@ from m3dec.processing.drawing import contact_sheet, outline, overlay
 from m3dec.processing.referring_data import ReferringDataError
 from m3dec.processing.referring_data.coco_files import find_faults
 from m3dec.processing.referring_data.leakage import find_leaks, held_out_images, image_ids
-from m3dec.processing.referring_data.prepared_shards import write_prepared
+from m3dec.processing.referring_data.prepared_shards import check_pictures, write_prepared
 from m3dec.processing.referring_data.published_counts import PUBLISHED_COUNTS
 from m3dec.processing.referring_data.schema import decode_mask
 from m3dec.processing.referring_data.summary import summarise
@@ -46,13 +46,13 @@ def main():
     if arguments.check and data.source == "coco":
         check_own_data(data)
     splits = data.load()
-    if arguments.check:
-        print(
-            f"{data.describe()} is as it should be: " + ", ".join(f"{len(t)} in {name}" for name, t in splits.items())
-        )
-        return
     output = Path(arguments.output_dir)
     try:
+        if arguments.check:
+            check_pictures(splits)
+            counts = ", ".join(f"{len(split)} references in {name}" for name, split in splits.items())
+            print(f"{data.describe()} is as it should be: {counts}.")
+            return
         write_prepared(splits, output, arguments.num_shards, source=data.describe())
     except ReferringDataError as error:
         raise SystemExit(str(error)) from error
@@ -72,12 +72,15 @@ def main():
 
 def check_own_data(data: DataArguments) -> None:
     """Print what is wrong with a user's own files, by line, and end the program there."""
+    if not data.expressions or not data.image_root:
+        return  # loading says what is needed
     try:
         faults = find_faults(data.expressions, data.image_root, data.instances, data.mask_root, data.on_missing)
-    except (ReferringDataError, FileNotFoundError) as error:
+    except (ValueError, OSError) as error:
         raise SystemExit(str(error)) from error
     if faults:
-        raise SystemExit("\n".join([f"{data.expressions} has {len(faults)} faults:", *map(str, faults)]))
+        counted = f"{len(faults)} fault{'s' * (len(faults) > 1)}"
+        raise SystemExit("\n".join([f"{data.expressions} has {counted}:", *map(str, faults)]))
 
 
 def table(figures: dict[str, dict[str, float]], published: dict) -> str:
@@ -116,7 +119,8 @@ def print_leaks(data: DataArguments, splits: datasets.DatasetDict) -> None:
         return
     held_out = {f"its own {name}": image_ids(split) for name, split in splits.items() if name != "train"}
     if data.source in ("refer", "grefcoco") and data.dataset not in ("scenes", "refclef"):
-        held_out |= held_out_images(data.data_root)
+        others = held_out_images(data.data_root)
+        held_out |= {split: ids for split, ids in others.items() if not split.startswith(data.describe())}
     leaks = find_leaks(splits["train"], held_out)
     for name, shared in leaks.items():
         print(f"Leak: {len(shared)} of {len(image_ids(splits['train']))} training pictures stand in {name}.")

@@ -32,8 +32,9 @@ from m3dec.examples.evaluate_referring import by_kind, evaluate, table, text_fie
 from m3dec.examples.training_recipe import TrainingRecipe, parse_recipe
 from m3dec.hub.darknet_file import read_darknet53
 from m3dec.hub.pretrained_parts import find_minilm, read_efficientnet_lite0
+from m3dec.processing.referring_data import ReferringDataError
 from m3dec.processing.referring_data.leakage import image_ids, mixed_training_set
-from m3dec.processing.referring_data.sampling import ReferringExamples, references_by_image
+from m3dec.processing.referring_data.sampling import ReferringExamples, ShuffledByEpoch, references_by_image
 from m3dec.processing.referring_data.scenes import write_scenes
 from m3dec.processing.word_vectors import (
     build_vocabulary,
@@ -45,7 +46,10 @@ from m3dec.processing.word_vectors import (
 
 
 def main():
-    recipe = parse_recipe()
+    try:
+        recipe = parse_recipe()
+    except (ValueError, OSError) as error:
+        raise SystemExit(str(error)) from error
     output = Path(recipe.output_dir)
     if (output / "metrics.jsonl").exists():
         raise SystemExit(f"{output} holds a run already. Choose another --output_dir, or delete it.")
@@ -74,7 +78,7 @@ def main():
     batches = DataLoader(
         references,
         batch_size=recipe.per_device_train_batch_size,
-        shuffle=True,
+        sampler=ShuffledByEpoch(references),
         drop_last=True,
         num_workers=recipe.dataloader_num_workers,
         persistent_workers=recipe.dataloader_num_workers > 0,
@@ -91,7 +95,7 @@ def main():
     start = time.monotonic()
     with tqdm(total=total_steps, desc="training", disable=not accelerator.is_local_main_process) as progress:
         for epoch in range(math.ceil(total_steps / steps_per_epoch)):
-            references.set_epoch(epoch)
+            batches.set_epoch(epoch)  # and through it, the references
             inputs = (normalized(batch, processor.image_processor) for batch in batches)
             for loss in train_one_epoch(model, inputs, optimizer, schedule, accelerator, recipe.max_grad_norm):
                 step += 1
@@ -151,8 +155,10 @@ def read_data(recipe: TrainingRecipe) -> datasets.DatasetDict:
     if recipe.mix:
         same = {entry.name: getattr(recipe, entry.name) for entry in dataclasses.fields(DataArguments)}
         others = [DataArguments(**{**same, **fields}) for fields in recipe.mix]
-        sets = {data.describe(): data.load() for data in others}
-        splits[recipe.train_split] = mixed_training_set({recipe.describe(): splits, **sets})
+        try:
+            splits["train"] = mixed_training_set([splits, *(data.load() for data in others)])
+        except ReferringDataError as error:
+            raise SystemExit(str(error)) from error
     found = {split: len(image_ids(table)) for split, table in splits.items()} if recipe.scenes else {}
     if recipe.scenes and found != recipe.scenes:
         raise SystemExit(
@@ -170,6 +176,7 @@ def build_model(recipe: TrainingRecipe, train: datasets.Dataset, accelerator: Ac
         if recipe.gradient_checkpointing:
             model.gradient_checkpointing_enable()
         processor = M3DecProcessor.from_pretrained(recipe.model_name_or_path)
+        processor.image_processor.do_letterbox |= recipe.letterbox
         size = recipe.model.get("image_size", model.config.image_size)
         if size != model.config.image_size:
             model.set_image_size(size)

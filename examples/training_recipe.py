@@ -91,6 +91,7 @@ class TrainingRecipe(DataArguments):
     cpu: bool = field(default=False, metadata={"help": "Train on the CPU though there is a GPU."})
 
     def __post_init__(self):
+        super().__post_init__()
         choices = {
             "optimizer": ("adam", "adamw"),
             "lr_scheduler_type": ("cosine", "poly", "step", "constant"),
@@ -132,6 +133,12 @@ def parse_recipe(arguments: list[str] | None = None) -> TrainingRecipe:
     parser.set_defaults(**given)
     recipe, rest = parser.parse_args_into_dataclasses(arguments, return_remaining_strings=True)
     recipe.model, recipe.scenes, recipe.mix = model, scenes, mix
+    known = {entry.name for entry in dataclasses.fields(DataArguments)}
+    wrong = sorted({name for fields in mix for name in fields} - known)
+    if wrong:
+        raise ValueError(f"A set to mix in has the fields {', '.join(sorted(known))}, but one has {', '.join(wrong)}.")
+    if mix and recipe.train_split != "train":
+        raise ValueError(f"mix takes the splits named 'train', but train_split is {recipe.train_split!r}.")
     while len(rest) >= 2 and rest[0].startswith("--model."):
         flag, value, *rest = rest
         recipe.model[flag.removeprefix("--model.")] = yaml.safe_load(value)

@@ -43,10 +43,12 @@ def read_darknet53(path: str | Path) -> PretrainedBackbone:
     size = os.path.getsize(path)
     header_size = _check_header(path, size)
     logger.warning(
-        "%s: public YOLOv3 weights were trained on images of the val and test splits of RefCOCO, RefCOCO+ and "
-        "RefCOCOg, so scores on these splits come out too high; weights trained without those images exist, such as "
-        "the paper's.",
+        "%s: %sYOLOv3 weights were trained on images of the val and test splits of RefCOCO, RefCOCO+ and RefCOCOg, so "
+        "scores on these splits come out too high; weights trained without those images exist, such as the paper's.",
         path,
+        "the public file of this length was trained on ImageNet alone; but if this was cut out of YOLOv3's: "
+        if size == header_size + 4 * NUM_FLOATS
+        else "public ",
     )
     numbers = np.fromfile(path, dtype="<f4", count=NUM_FLOATS, offset=header_size)
     not_finite = NUM_FLOATS - np.isfinite(numbers).sum()

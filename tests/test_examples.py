@@ -142,8 +142,10 @@ def test_a_sentence_without_a_word_counts_as_answered_with_nothing_and_no_target
     assert "n_acc" in table(figures)
 
 
-def test_what_a_worker_sends_becomes_what_the_processor_makes():
+@pytest.mark.parametrize("letterbox", [False, True])
+def test_what_a_worker_sends_becomes_what_the_processor_makes(letterbox):
     processor = M3DecProcessor.from_pretrained(SHIPPED_CHECKPOINT)
+    processor.image_processor.do_letterbox = letterbox
     scenes = [draw_scene(seed=seed) for seed in range(3)]
     masks = [[scene.shapes[expression.target].mask for expression in scene.expressions[:2]] for scene in scenes]
     texts = [[expression.raw for expression in scene.expressions[:2]] for scene in scenes]

@@ -45,10 +45,10 @@ def test_a_leak_is_named_by_the_split_that_holds_the_picture():
 
 
 def test_a_mixed_training_set_holds_no_picture_that_any_of_its_sets_tests_on(caplog):
-    sets = {
-        "first": datasets.DatasetDict(train=of_images(5, 7), val=of_images(9)),
-        "second": datasets.DatasetDict(train=of_images(9, 5), test=of_images(7)),
-    }
+    sets = [
+        datasets.DatasetDict(train=of_images(5, 7), val=of_images(9)),
+        datasets.DatasetDict(train=of_images(9, 5), test=of_images(7)),
+    ]
     mixed = mixed_training_set(sets)
     assert mixed["image_id"][:] == [5, 5]
     assert "1 training pictures with 1 references are left out" in caplog.text

@@ -1,7 +1,9 @@
 """From files to shards to a trained epoch, by the programs, as a user runs them."""
 
 import csv
+import dataclasses
 import json
+import pickle
 import re
 import shlex
 import shutil
@@ -10,12 +12,17 @@ from pathlib import Path
 import datasets
 import pyarrow.parquet as pq
 import pytest
+import yaml
 from PIL import Image
 from test_examples import ALL_RECIPES, TINY, run
+from transformers import HfArgumentParser
 
+from m3dec.examples.data_arguments import DataArguments
+from m3dec.examples.evaluate_referring import EvaluationArguments
+from m3dec.examples.train import read_data
 from m3dec.examples.training_recipe import RECIPES, parse_recipe
 from m3dec.processing.referring_data import ReferringDataError, load_referring_dataset
-from m3dec.processing.referring_data.prepared_shards import write_prepared
+from m3dec.processing.referring_data.prepared_shards import check_pictures, write_prepared
 from m3dec.processing.referring_data.scenes import write_scenes
 
 REPOSITORY = Path(__file__).parent.parent
@@ -164,44 +171,120 @@ def test_checking_own_data_lists_every_fault_with_its_line(own_data):
         run(*flags, module="m3dec.examples.prepare_data")
 
 
-def test_training_on_a_mixture_leaves_out_what_its_sets_test_on(tmp_path):
-    import yaml
+@pytest.fixture
+def two_sets(tmp_path) -> Path:
+    """Sets a and b of the same pictures, of which b holds out the first that a trains on."""
+    write_scenes(tmp_path, split_sizes={"train": 6, "val": 2}, dataset="a")
+    shutil.copytree(tmp_path / "a", tmp_path / "b")
+    path = tmp_path / "b" / "refs(scenes).p"
+    refs = pickle.loads(path.read_bytes())
+    refs = [ref | {"split": "val"} if ref["image_id"] == 1 else ref for ref in refs]
+    path.write_bytes(pickle.dumps(refs, protocol=2))
+    return tmp_path
 
-    for name, seed in (("a", 0), ("b", 0)):  # the same pictures, so every picture that b holds out leaks from a
-        write_scenes(tmp_path, split_sizes={"train": 8, "val": 2}, seed=seed, dataset=name)
-    recipe = {"output_dir": str(tmp_path / "run"), "data_root": str(tmp_path), "dataset": "a", "model": TINY}
-    recipe |= {"mix": [{"dataset": "b"}], "max_train_steps": 1, "per_device_train_batch_size": 2, "cpu": True}
-    recipe |= {"letterbox": True, "sentences": "all", "expressions_per_image": 3}
-    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe))
-    run(tmp_path / "recipe.yaml")
-    saved = json.loads((tmp_path / "run" / "best" / "processor_config.json").read_text())
+
+def mixed_recipe(folder: Path, **fields) -> Path:
+    recipe = {"output_dir": str(folder / "run"), "data_root": str(folder), "dataset": "a", "model": TINY}
+    recipe |= {"mix": [{"dataset": "b"}], "max_train_steps": 1, "per_device_train_batch_size": 2, "cpu": True, **fields}
+    (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    return folder / "recipe.yaml"
+
+
+def test_a_mixture_leaves_out_what_any_of_its_sets_tests_on(two_sets):
+    splits = read_data(parse_recipe([str(mixed_recipe(two_sets))]))
+    assert set(splits["train"]["image_id"][:]) == {2, 3, 4, 5, 6}
+    alone = load_referring_dataset("refer", root=two_sets, dataset="a", split_by="scenes")
+    kept = sum(image_id != 1 for image_id in alone["train"]["image_id"])
+    assert len(splits["train"]) == 2 * kept  # both sets are in it
+    assert rows(splits["val"]) == rows(alone["val"])
+
+
+def test_a_mixture_of_sets_that_count_their_own_pictures_is_refused(two_sets):
+    path = two_sets / "b" / "instances.json"
+    path.write_text(path.read_text().replace("scenes_", "other_"))
+    for picture in (two_sets / "b" / "images").iterdir():
+        picture.rename(picture.with_name(picture.name.replace("scenes_", "other_")))
+    with pytest.raises(SystemExit, match=r"numbers of pictures.*scenes_train_000000.*other_train_000000"):
+        read_data(parse_recipe([str(mixed_recipe(two_sets))]))
+
+
+@pytest.mark.parametrize("fields", [{"train_split": "val"}, {"mix": [{"data_rot": "x"}]}])
+def test_a_mixture_that_means_nothing_is_refused(two_sets, fields):
+    with pytest.raises(ValueError, match=r"train_split is 'val'|has data_rot"):
+        parse_recipe([str(mixed_recipe(two_sets, **fields))])
+
+
+def test_training_on_a_mixture_letterboxed_with_all_sentences(two_sets):
+    run(mixed_recipe(two_sets, letterbox=True, sentences="all", expressions_per_image=3))
+    saved = json.loads((two_sets / "run" / "best" / "processor_config.json").read_text())
     assert saved["image_processor"]["do_letterbox"] is True
 
 
+def test_a_picture_replaced_after_preparing_is_noticed(tmp_path):
+    write_scenes(tmp_path, split_sizes={"train": 3})
+    write_prepared(read(tmp_path), tmp_path / "out", num_shards=1)
+    write_prepared(read(tmp_path), tmp_path / "out", num_shards=1)  # the same again is fine
+    Image.new("RGB", (160, 160), "green").save(sorted((tmp_path / "scenes" / "images").iterdir())[1])
+    with pytest.raises(ReferringDataError, match="before a change"):
+        write_prepared(read(tmp_path), tmp_path / "out", num_shards=1)
+
+
+def test_checking_looks_at_every_picture(tmp_path):
+    write_scenes(tmp_path, split_sizes={"train": 3})
+    path = sorted((tmp_path / "scenes" / "images").iterdir())[2]
+    path.write_bytes(path.read_bytes()[:-3000])
+    with pytest.raises(ReferringDataError, match=path.name):
+        check_pictures(read(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("flags", "sentence"),
+    [
+        (["--source", "coco"], "needs --expressions and --image_root"),
+        (["--source", "hub"], "needs --dataset"),
+        (["--source", "grefcoco", "--data_root", "nowhere"], r"grefs\(unc\)\.json"),
+        (["--source", "prepared", "--data_root", "nowhere"], "prepare_data"),
+        (["--source", "coco", "--expressions", ".", "--image_root", "."], "none of them"),
+        (["--source", "other"], "must be one of"),
+    ],
+)
+def test_what_is_missing_or_wrong_ends_a_program_with_a_sentence(flags, sentence):
+    (data,) = HfArgumentParser(DataArguments).parse_args_into_dataclasses(flags)
+    with pytest.raises(SystemExit, match=sentence):
+        data.load()
+
+
+TABLE_4 = {  # "Ours": CNN, Swin
+    ("refcoco", "unc", "val"): (67.88, 73.60),
+    ("refcoco", "unc", "testA"): (70.82, 76.23),
+    ("refcoco", "unc", "testB"): (65.02, 70.36),
+    ("refcoco+", "unc", "val"): (56.98, 65.34),
+    ("refcoco+", "unc", "testA"): (61.26, 70.50),
+    ("refcoco+", "unc", "testB"): (50.11, 56.98),
+    ("refcocog", "umd", "val"): (54.79, 64.92),
+    ("refcocog", "umd", "test"): (58.21, 67.37),
+    ("refcocog", "google", "val"): (50.96, 63.90),
+    ("refclef", "berkeley", "test"): (69.33, 72.97),
+}
+
+
 def test_every_number_of_table_4_has_its_recipes_and_a_command_that_parses():
-    from transformers import HfArgumentParser
-
-    from m3dec.examples.data_arguments import DataArguments
-    from m3dec.examples.evaluate_referring import EvaluationArguments
-
     lines = [
         line for line in (RECIPES / "README.md").read_text(encoding="utf-8").splitlines() if "evaluate_ref" in line
     ]
     assert len(lines) == 10
-    numbers = set()
+    figures = {}
     for line in lines:
         _, cnn, swin, names, command = (cell.strip() for cell in line.strip("|").split("|"))
         flags = shlex.split(command.strip("`"))[2:]
         data, asked = HfArgumentParser((DataArguments, EvaluationArguments)).parse_args_into_dataclasses(flags)
         for name in re.findall(r"`([\w.]+)`", names):
             recipe = parse_recipe([str(RECIPES / name)])
-            assert (recipe.dataset, recipe.split_by) == (data.dataset, data.split_by)
+            for field in dataclasses.fields(DataArguments):
+                assert getattr(recipe, field.name) == getattr(data, field.name), field.name
             words = 20 if recipe.dataset == "refcocog" or "swin" in name else 15
             assert recipe.model.get("max_words", 15) == words
-        numbers |= {float(cnn), float(swin)}
-        assert asked.split in ("val", "test", "testA", "testB")
-    assert numbers == {
-        *(67.88, 70.82, 65.02, 56.98, 61.26, 50.11, 54.79, 58.21, 50.96, 69.33),
-        *(73.60, 76.23, 70.36, 65.34, 70.50, 56.98, 64.92, 67.37, 63.90, 72.97),
-    }
+        figures[data.dataset, data.split_by, asked.split] = (float(cnn), float(swin))
+        assert asked.threshold == 0.35
+    assert figures == TABLE_4
     assert {"mixed_darknet53", "mixed_swin_bert", "your_data"} <= {path.stem for path in ALL_RECIPES}

@@ -3,16 +3,24 @@
 import subprocess
 import sys
 from collections import Counter
+from itertools import chain
 from pathlib import Path
 
 import datasets
 import numpy as np
 import pytest
+import torch
+from accelerate.data_loader import BatchSamplerShard
 from PIL import Image
-from torch.utils.data import DataLoader
+from torch.utils.data import BatchSampler, DataLoader
 
 from m3dec.processing.referring_data import REFERRING_FEATURES
-from m3dec.processing.referring_data.sampling import ReferringExamples, references_by_image, usable_sentences
+from m3dec.processing.referring_data.sampling import (
+    ReferringExamples,
+    ShuffledByEpoch,
+    references_by_image,
+    usable_sentences,
+)
 from m3dec.processing.referring_data.schema import encode_mask
 
 # ref_id → image_id, number of sentences; pictures are not neighbours in the table
@@ -114,6 +122,28 @@ print([examples[n]["sent_ids"] for n in reversed(range(len(examples)))])
     assert there == str(here[::-1])
 
 
+def test_the_order_of_an_epoch_is_another_each_time_and_depends_on_seed_and_epoch_alone():
+    orders = []
+    for seed, epoch in ((0, 0), (0, 1), (1, 0), (0, 0)):
+        examples = ReferringExamples(table(), seed=seed)
+        examples.set_epoch(epoch)
+        torch.manual_seed(len(orders))  # changes nothing
+        orders.append(list(ShuffledByEpoch(examples)))
+        assert sorted(orders[-1]) == list(range(len(examples))) == list(range(len(ShuffledByEpoch(examples))))
+    assert orders[0] == orders[3]
+    assert len({tuple(order) for order in orders}) == 3
+
+
+@pytest.mark.parametrize("processes", [1, 2, 3])
+def test_a_step_of_all_processes_together_takes_the_same_examples(processes):
+    examples = ReferringExamples(table(), seed=4)
+    batches = BatchSampler(ShuffledByEpoch(examples), batch_size=6 // processes, drop_last=True)
+    shards = [BatchSamplerShard(batches, processes, rank) for rank in range(processes)]
+    assert [list(chain.from_iterable(parts)) for parts in zip(*shards, strict=True)] == [
+        list(ShuffledByEpoch(examples))
+    ]
+
+
 def test_all_sentences_are_seen_once_an_epoch():
     examples = ReferringExamples(table(), sentences="all", expressions_per_image=2)
     sent_ids = [sent_id for _, sents, *_ in seen(examples, 0) for sent_id in sents]
@@ -153,7 +183,7 @@ def test_sentences_without_a_word_are_left_out_and_counted(caplog):
 def test_usable_sentences_and_groups_respect_a_selection_of_rows():
     part = table([(13, 1, "?")]).select([2, 0])
     assert usable_sentences(part, "sent", lambda text: False) == [[0, 2, 3], [0, 1, 2]]
-    assert references_by_image(table().select([1, 0, 5])) == {7: [0, 2], 5: [1]}
+    assert references_by_image(table().select([1, 0, 5])) == {(7, "7.png"): [0, 2], (5, "5.png"): [1]}
 
 
 def test_another_word_for_sentences_is_refused():

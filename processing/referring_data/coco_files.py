@@ -19,6 +19,7 @@ from typing import NamedTuple
 import datasets
 import numpy as np
 from PIL import Image
+from tqdm import tqdm
 
 from m3dec.processing.image_processing_m3dec import mask_array
 
@@ -114,7 +115,8 @@ def examine(expressions, image_root, instances, mask_root, on_missing) -> tuple[
     faults, missing = [], set()
     references = {}  # (picture, object, split) → its row
     meanings = defaultdict(dict)  # (picture, expression) → object → line
-    for number, (line, entry) in enumerate(entries):
+    progress = tqdm(entries, desc=f"checking {expressions}", unit="entry", disable=len(entries) < 1000)
+    for number, (line, entry) in enumerate(progress):
         wrong = list(wrong_fields(entry))
         if wrong:
             faults += [Fault(line, message) for message in wrong]
@@ -201,6 +203,8 @@ def _entries_of_csv(text: str) -> Iterator[tuple[int, dict | ReferringDataError]
             if wrong := wrong_names(names):
                 yield from ((line, ReferringDataError(message)) for message in wrong)
                 return
+        elif row and not any(row):
+            pass  # Excel leaves lines of commas
         elif row and len(row) != len(names):
             message = f"every line has the {len(names)} fields of the first, but here are {len(row)}. "
             message += f"A text with a {delimiter!r} in it stands in quotation marks."
@@ -319,6 +323,8 @@ def annotation_ids(entry: dict) -> tuple[int, ...] | None:
     values = given.split() if isinstance(given, str) else given if isinstance(given, list) else [given]
     try:
         ids = {int(value) for value in values if isinstance(value, str | int) and not isinstance(value, bool)}
+        if any(isinstance(value, str) and not re.fullmatch(r"-?\d+", value) for value in values):
+            return None  # Python's int reads 1_0
     except ValueError:
         return None
     if not ids or len(ids) < len(values) or (-1 in ids and len(ids) > 1):

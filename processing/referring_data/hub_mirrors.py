@@ -12,7 +12,7 @@ import datasets
 from .pictures import PictureFolder, check_picture_size, picture_size
 from .refer_files import row_without_image
 from .schema import REFERRING_FEATURES, ReferringDataError
-from .tables import with_pictures
+from .tables import READERS, digest_of, with_pictures
 
 SENTENCES_PER_REFERENCE = 1_000  # where a mirror numbers none: sent_id = 1000 ref_id + place
 
@@ -165,6 +165,7 @@ def _converted(mirror: Mirror, name, image_root, on_missing: str, table, split: 
         image_root=str(image_root) if streaming and pictures else None,
         on_missing=on_missing,
         columns=list(features),
+        readers=digest_of(READERS),  # for the cache of 🤗 Datasets, which does not look at the code
     )
     table = _undecoded(table).map(
         convert,
@@ -188,7 +189,7 @@ def _fields(feature):
     return {name: _fields(inner) for name, inner in feature.items()} if isinstance(feature, dict) else None
 
 
-def _convert_batch(batch: dict, numbers: list[int], rows, split, image_root, on_missing, columns) -> dict:
+def _convert_batch(batch: dict, numbers: list[int], rows, split, image_root, on_missing, columns, readers) -> dict:
     """Some rows of a mirror as a batch of ours; a reference may be one of several in a row."""
     pictures = PictureFolder(image_root) if image_root else None
     converted = {name: [] for name in columns}

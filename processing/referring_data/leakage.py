@@ -6,6 +6,8 @@ from pathlib import Path
 import datasets
 
 from .refer_files import read_refs
+from .sampling import references_by_image
+from .schema import ReferringDataError
 
 logger = logging.getLogger(__name__)
 
@@ -58,19 +60,31 @@ def without_leaks(train: datasets.Dataset, held_out: dict[str, set[int]]) -> dat
     return train.select(kept)
 
 
-def mixed_training_set(sets: dict[str, datasets.DatasetDict]) -> datasets.Dataset:
-    """The training splits of several sets of COCO's pictures as one, without a picture that any of them holds out.
+def mixed_training_set(sets: list[datasets.DatasetDict]) -> datasets.Dataset:
+    """The training splits of several sets as one, without a picture that any of them holds out.
 
     Args:
-        sets: by name, each with "train" and the splits it is measured on.
+        sets: each with "train" and the splits it is measured on; all of pictures with COCO's own numbers.
+
+    Raises:
+        ReferringDataError: a set has no training split, or a number means different pictures in two sets, as it does
+            where each set counts its own.
     """
-    held_out = {
-        f"{name} {split}": image_ids(table)
-        for name, splits in sets.items()
-        for split, table in splits.items()
-        if split != "train"
-    }
-    return datasets.concatenate_datasets([without_leaks(splits["train"], held_out) for splits in sets.values()])
+    names, held_out = {}, {}  # image_id → file name; split → its pictures
+    for number, splits in enumerate(sets):
+        if "train" not in splits:
+            raise ReferringDataError(f"A set to train on has a split 'train', but one has {', '.join(splits)} only.")
+        for split, table in splits.items():
+            for image_id, name in references_by_image(table):
+                name = name.removeprefix("COCO_train2014_")
+                if names.setdefault(image_id, name) != name:
+                    raise ReferringDataError(
+                        f"Sets are mixed by COCO's numbers of pictures, but {image_id} is {names[image_id]!r} in one "
+                        f"and {name!r} in another. Mix sets of COCO's pictures, such as RefCOCO, RefCOCO+ and RefCOCOg."
+                    )
+            if split != "train":
+                held_out[f"{split} of set {number + 1}"] = image_ids(table)
+    return datasets.concatenate_datasets([without_leaks(splits["train"], held_out) for splits in sets])
 
 
 def image_ids(table: datasets.Dataset) -> set[int]:

@@ -7,6 +7,7 @@ A shard appears under its name only when it is whole, so a run that was stopped 
 moved, and uploaded to the Hub as it is.
 """
 
+import hashlib
 import io
 import json
 import os
@@ -61,7 +62,7 @@ def write_prepared(splits: datasets.DatasetDict, folder: str | Path, num_shards:
     }
     manifest = {
         "source": source,
-        "fingerprints": {split: table._fingerprint for split, table in splits.items()},
+        "contents": {split: digest_of_contents(table) for split, table in splits.items()},
         "rows": {split: [sum(map(len, shard)) for shard in parts] for split, parts in shards.items()},
     }
     _claim(folder, manifest)
@@ -93,12 +94,18 @@ def read_prepared(root: str | Path, streaming: bool = False) -> datasets.Dataset
     root = Path(root)
     if not (root / MANIFEST).is_file():
         raise FileNotFoundError(f"Prepared data have a {MANIFEST}, but {root} has none. Run examples/prepare_data.py.")
-    rows = json.loads((root / MANIFEST).read_text(encoding="utf-8"))["rows"]
+    try:
+        rows = json.loads((root / MANIFEST).read_text(encoding="utf-8"))["rows"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ReferringDataError(f"{root / MANIFEST} is damaged ({error!r}). Prepare the data again.") from error
     files = {}
     for split, parts in rows.items():
         files[split] = [str(root / f"data/{split}-{n:05d}-of-{len(parts):05d}.parquet") for n in range(len(parts))]
         for path, expected in zip(files[split], parts, strict=True):
-            found = pq.read_metadata(path).num_rows if os.path.isfile(path) else 0
+            try:
+                found = pq.read_metadata(path).num_rows if os.path.isfile(path) else 0
+            except pa.ArrowException:
+                found = "no whole file"
             if found != expected:
                 raise ReferringDataError(
                     f"{path} has {expected} rows when it is whole, but {found} were found. Run prepare_data.py again "
@@ -107,14 +114,45 @@ def read_prepared(root: str | Path, streaming: bool = False) -> datasets.Dataset
     return datasets.load_dataset("parquet", data_files=files, features=REFERRING_FEATURES, streaming=streaming)
 
 
+def digest_of_contents(table: datasets.Dataset) -> str:
+    """A number, in hexadecimal, that is another where a row is, or a picture: by its file's size and time, or bytes."""
+    digest = hashlib.sha256()
+    pictures = table.select_columns("image").cast_column("image", datasets.Image(decode=False))
+    for row in table.remove_columns("image"):
+        digest.update(json.dumps(row).encode())
+    for numbers in references_by_image(table).values():
+        picture = pictures[numbers[0]]["image"]
+        stat = None if picture["bytes"] else os.stat(picture["path"])
+        digest.update(picture["bytes"] or f"{stat.st_size} {stat.st_mtime_ns}".encode())
+    return digest.hexdigest()
+
+
+def check_pictures(splits: datasets.DatasetDict) -> None:
+    """Look at every picture once.
+
+    Raises:
+        ReferringDataError: one is of another size than its annotations, or cut off.
+    """
+    for split, table in splits.items():
+        pictures = table.select_columns("image").cast_column("image", datasets.Image(decode=False))
+        rows = table.select_columns(["height", "width", "file_name"])
+        groups = list(references_by_image(table).values())
+        for numbers in tqdm(groups, desc=f"checking the pictures of {split}", unit="image"):
+            check_picture(_bytes_of(pictures[numbers[0]]["image"]), **rows[numbers[0]])
+
+
+def _bytes_of(picture: dict) -> bytes:
+    return picture["bytes"] or Path(picture["path"]).read_bytes()
+
+
 def _claim(folder: Path, manifest: dict) -> None:
     """Write the manifest, or find the same one."""
     path = folder / MANIFEST
     if path.exists():
         if json.loads(path.read_text(encoding="utf-8")) != manifest:
             raise ReferringDataError(
-                f"{folder} holds other data, or the same in another number of shards. Choose another folder, or delete "
-                "it."
+                f"{folder} holds other data, or what these were before a change, or the same in another number of "
+                "shards. Choose another folder, or delete it."
             )
         return
     temporary = path.with_suffix(".tmp")
@@ -143,8 +181,7 @@ def _row_groups(table: datasets.Dataset, groups: list[list[int]]) -> Iterator[li
     references = table.remove_columns("image")
     rows, size = [], 0
     for numbers in groups:
-        picture = pictures[numbers[0]]["image"]
-        data = picture["bytes"] or Path(picture["path"]).read_bytes()
+        data = _bytes_of(pictures[numbers[0]]["image"])
         rows += [{"image": {"bytes": data, "path": None}, **references[number]} for number in numbers]
         check_picture(data, rows[-1]["height"], rows[-1]["width"], rows[-1]["file_name"])
         size += len(data)
@@ -155,19 +192,19 @@ def _row_groups(table: datasets.Dataset, groups: list[list[int]]) -> Iterator[li
         yield rows
 
 
-def check_picture(data: bytes, height: int, width: int, name: str) -> None:
+def check_picture(data: bytes, height: int, width: int, file_name: str) -> None:
     """Refuse a picture that is of another size than its annotations, or cut off.
 
     Raises:
         ReferringDataError: it is.
     """
-    check_picture_size(data, height, width, name)
+    check_picture_size(data, height, width, file_name)
     try:
         with Image.open(io.BytesIO(data)) as image:
             image.draft(None, (image.width // 8, image.height // 8))  # of a JPEG an eighth is enough, and faster
             image.load()
     except Exception as error:  # a damaged file makes Pillow's readers raise almost anything
         raise ReferringDataError(
-            f"Pictures are whole, but {name} is not: {type(error).__name__}: {error!s:.120}. Replace it, or leave out "
-            "what refers to it."
+            f"Pictures are whole, but {file_name} is not: {type(error).__name__}: {error!s:.120}. Replace it, or leave "
+            "out what refers to it."
         ) from error

@@ -2,14 +2,14 @@
 
 import logging
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import datasets
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import torch
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, Sampler
 
 from .schema import decode_mask
 
@@ -83,11 +83,27 @@ class ReferringExamples(Dataset):
         return example
 
 
-def references_by_image(dataset: datasets.Dataset) -> dict[int, list[int]]:
-    """Row numbers of `dataset` by image_id, pictures in the order in which they first appear."""
+class ShuffledByEpoch(Sampler):
+    """The order of an epoch's examples: shuffled by (seed, epoch) alone, whatever else was drawn before."""
+
+    def __init__(self, examples: ReferringExamples):
+        self.examples = examples
+
+    def __len__(self) -> int:
+        return len(self.examples)
+
+    def __iter__(self) -> Iterator[int]:
+        order = list(range(len(self.examples)))
+        random.Random(f"{self.examples.seed} {self.examples.epoch.item()}").shuffle(order)
+        return iter(order)
+
+
+def references_by_image(dataset: datasets.Dataset) -> dict[tuple[int, str], list[int]]:
+    """Row numbers of `dataset` by picture, (image_id, file_name), in the order in which they first appear."""
+    columns = dataset.select_columns(["image_id", "file_name"]).with_format("arrow")[:]
     rows = {}
-    for number, image_id in enumerate(dataset.with_format("arrow")[:]["image_id"].to_pylist()):
-        rows.setdefault(image_id, []).append(number)
+    for number, key in enumerate(zip(*(column.to_pylist() for column in columns.columns), strict=True)):
+        rows.setdefault(key, []).append(number)
     return rows
 
 

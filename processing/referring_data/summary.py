@@ -5,6 +5,7 @@ from collections import Counter
 import datasets
 import numpy as np
 from pycocotools import mask as coco_mask
+from tqdm import tqdm
 
 from m3dec.processing.word_vectors import split_words
 
@@ -18,11 +19,12 @@ def summarise(table: datasets.Dataset) -> tuple[dict[str, float], Counter[str]]:
         references, sentences, images: how many.
         words_mean, words_most: words an expression, as the tokenizer of word vectors splits them.
         over_15_words, over_20_words: the share of the sentences that § IV-A's 15 and 20 words would cut off.
-        area_05, area_50, area_95: percentiles of the masks' area, as a share of their image.
+        area_05, area_50, area_95: percentiles of the area of masks that are not empty, as a share of their image.
         empty_masks: references that mean nothing.
     """
     lengths, areas, words = [], [], Counter()
-    for row in table.remove_columns("image"):
+    references = table.remove_columns("image")
+    for row in tqdm(references, desc="counting", unit="reference", disable=len(references) < 5000):
         for sentence in row["sentences"]:
             split = split_words(sentence["sent"])
             lengths.append(len(split))
@@ -30,7 +32,7 @@ def summarise(table: datasets.Dataset) -> tuple[dict[str, float], Counter[str]]:
         runs = {"size": row["mask"]["size"], "counts": row["mask"]["counts"].encode()}
         areas.append(int(coco_mask.area(runs)) / (row["height"] * row["width"]))
     lengths, areas = np.array(lengths), np.array(areas)
-    area_05, area_50, area_95 = np.percentile(areas, [5, 50, 95]).tolist()
+    area_05, area_50, area_95 = np.percentile(areas[areas > 0], [5, 50, 95]).tolist() if areas.any() else [0.0] * 3
     return count(table) | {
         "words_mean": float(lengths.mean()),
         "words_most": int(lengths.max()),

@@ -19,6 +19,10 @@ _ROW_FEATURES = datasets.Features(
 )
 
 
+# What makes rows: tables made by other code are made again.
+READERS = [path for path in sorted(Path(__file__).parent.glob("*.py")) if path.name != "scenes.py"]
+
+
 def tables_by_split(
     rows: Callable[..., Iterator[dict]], settings: dict, files: list[Path], pictures: PictureFolder, on_missing: str
 ) -> datasets.DatasetDict:
@@ -38,16 +42,9 @@ def tables_by_split(
         MissingPicturesError: a picture is not there.
         ReferringDataError, FileNotFoundError: whatever `rows` raises.
     """
-    code = [path for path in sorted(Path(__file__).parent.glob("*.py")) if path.name != "scenes.py"]
-    digest = hashlib.sha256(repr(sorted(settings.items())).encode())
-    for path in [*code, *files]:
-        with path.open("rb") as file:
-            for block in iter(lambda: file.read(2**20), b""):
-                digest.update(block)
+    digest = digest_of([*READERS, *files], repr(sorted(settings.items())))
     try:
-        table = datasets.Dataset.from_generator(
-            rows, features=_ROW_FEATURES, gen_kwargs=settings, fingerprint=digest.hexdigest()[:32]
-        )
+        table = datasets.Dataset.from_generator(rows, features=_ROW_FEATURES, gen_kwargs=settings, fingerprint=digest)
     except DatasetGenerationError as error:
         cause = error.__cause__
         known = isinstance(cause, ReferringDataError)
@@ -58,6 +55,8 @@ def tables_by_split(
             f"{cause!s:.200}. Correct it."
         ) from cause
     table = with_pictures(table, pictures, on_missing)
+    if len(table) == 0:
+        raise ReferringDataError(f"None of the pictures is in {pictures.root}. Pass another image_root.")
     # A split's rows are neighbours, so a slice needs no list of indices, which would slow every access down.
     runs = pc.run_end_encode(table.with_format("arrow")[:]["split"].combine_chunks())
     splits, start = {}, 0
@@ -65,6 +64,16 @@ def tables_by_split(
         splits[name] = table.select(range(start, stop)).select_columns(list(REFERRING_FEATURES))
         start = stop
     return datasets.DatasetDict(splits)
+
+
+def digest_of(files: list[Path], text: str = "") -> str:
+    """A number, in hexadecimal, that is another where one of `files` or `text` is."""
+    digest = hashlib.sha256(text.encode())
+    for path in files:
+        with path.open("rb") as file:
+            for block in iter(lambda: file.read(2**20), b""):
+                digest.update(block)
+    return digest.hexdigest()[:32]
 
 
 def with_pictures(table: datasets.Dataset, pictures: PictureFolder, on_missing: str) -> datasets.Dataset:

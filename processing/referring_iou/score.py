@@ -101,6 +101,8 @@ class ReferringIoU:
             update() or by update_pairs(pairs, areas):
             giou: the mean IoU over all expressions; an empty target has IoU 1 if the prediction is empty, else 0.
             ciou: the sum of intersections over the sum of unions, over all expressions.
+            Pr@X is over all expressions too, an empty answer to an empty target being above every X; GRES's own
+            evaluation counts it over expressions with a target only.
             n_acc: the part of the expressions without a target whose prediction is empty.
             t_acc: the part of the expressions with a target whose prediction is not empty; NaN if there is none.
         """
