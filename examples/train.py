@@ -5,28 +5,33 @@
     torchrun --nproc_per_node 4 examples/train.py examples/recipes/refcoco_darknet53.yaml
 
 Writes output_dir/best (by mIoU on the evaluation split) and output_dir/last, both complete `from_pretrained` folders,
-and output_dir/metrics.jsonl.
+and output_dir/metrics.jsonl; with --checkpointing_steps N, and on SIGTERM and SIGUSR1, output_dir/checkpoints, from
+which --resume_from_checkpoint newest goes on as if nothing had happened.
 """
 
+import contextlib
 import dataclasses
 import functools
 import json
 import math
 import random
 import shutil
+import signal
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 import datasets
 import torch
 from accelerate import Accelerator
-from accelerate.utils import broadcast, set_seed
+from accelerate.utils import broadcast, gather, set_seed
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 from transformers import AutoConfig, AutoTokenizer
 from transformers.image_utils import SizeDict
 
 from m3dec import M3DecConfig, M3DecForImageSegmentation, M3DecImageProcessor, M3DecProcessor
+from m3dec.examples.checkpoints import newest_checkpoint, read_checkpoint, write_checkpoint
 from m3dec.examples.data_arguments import DataArguments
 from m3dec.examples.evaluate_referring import by_kind, evaluate, table, text_field
 from m3dec.examples.training_recipe import TrainingRecipe, parse_recipe
@@ -45,14 +50,26 @@ from m3dec.processing.word_vectors import (
 )
 
 
-def main():
+@dataclass
+class Progress:
+    """How far a training is."""
+
+    step: int = 0  # optimisation steps done
+    best: float = -1.0  # mIoU of output_dir/best
+    minutes: float = 0.0  # spent, over all runs
+
+
+def main(arguments: list[str] | None = None):
     try:
-        recipe = parse_recipe()
+        recipe = parse_recipe(arguments)
     except (ValueError, OSError) as error:
         raise SystemExit(str(error)) from error
     output = Path(recipe.output_dir)
-    if (output / "metrics.jsonl").exists():
-        raise SystemExit(f"{output} holds a run already. Choose another --output_dir, or delete it.")
+    if (output / "metrics.jsonl").exists() and not recipe.resume_from_checkpoint:
+        raise SystemExit(
+            f"{output} holds a run already. Go on with it by --resume_from_checkpoint newest, choose another "
+            "--output_dir, or delete it."
+        )
     accelerator = Accelerator(
         mixed_precision=recipe.mixed_precision,
         gradient_accumulation_steps=recipe.gradient_accumulation_steps,
@@ -62,9 +79,49 @@ def main():
     with accelerator.main_process_first():
         splits = read_data(recipe)
     model, processor = build_model(recipe, splits[recipe.train_split], accelerator)
+    batches, order = build_loader(recipe, splits[recipe.train_split], processor, model.config, accelerator)
+    optimizer = build_optimizer(model, recipe)
+    model, optimizer, batches = accelerator.prepare(model, optimizer, batches)
+    steps_per_epoch = math.ceil(len(batches) / recipe.gradient_accumulation_steps)  # an epoch's last may be shorter
+    total_steps = recipe.max_train_steps or recipe.num_train_epochs * steps_per_epoch
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, rate_at(recipe, steps_per_epoch, total_steps))
+    training = {"model": accelerator.unwrap_model(model), "optimizer": optimizer, "schedule": schedule}
+    progress = resume(recipe, training, accelerator) if recipe.resume_from_checkpoint else Progress()
+
+    held_out = evaluation_images(splits[recipe.eval_split], recipe.eval_images)
+    examples_per_step = recipe.per_device_train_batch_size * accelerator.num_processes
+    examples_per_step *= recipe.gradient_accumulation_steps
+    start = time.monotonic() - 60 * progress.minutes
+    hidden = not accelerator.is_local_main_process
+    bar = tqdm(total=total_steps, initial=progress.step, desc="training", disable=hidden)
+    with bar, caught_signals() as signals:
+        while progress.step < total_steps:
+            epoch, done = divmod(progress.step, steps_per_epoch)
+            batches.set_epoch(epoch)  # and through it, the references
+            order.start = done * examples_per_step
+            inputs = (normalized(batch, processor.image_processor) for batch in batches)
+            for loss in train_one_epoch(model, inputs, optimizer, schedule, accelerator, recipe.max_grad_norm):
+                progress.step += 1
+                bar.update()
+                bar.set_postfix(loss=f"{loss:.3f}")
+                progress.minutes = (time.monotonic() - start) / 60
+                if progress.step % (recipe.eval_steps or steps_per_epoch) == 0 or progress.step == total_steps:
+                    evaluate_and_save(model, processor, held_out, accelerator, recipe, progress, loss)
+                asked = latest_signal(signals, accelerator)
+                if asked or (recipe.checkpointing_steps and progress.step % recipe.checkpointing_steps == 0):
+                    save_checkpoint(recipe, training, progress, accelerator)
+                if asked == signal.SIGTERM:
+                    raise SystemExit(f"Stopped at step {progress.step}; --resume_from_checkpoint newest goes on.")
+                if progress.step == total_steps:
+                    break
+    accelerator.end_training()
+
+
+def build_loader(recipe: TrainingRecipe, train: datasets.Dataset, processor, config, accelerator):
+    """Batches of the training set, and their order, which can start in the middle of an epoch."""
     references = ReferringExamples(
-        splits[recipe.train_split],
-        text_field(model.config),
+        train,
+        text_field(config),
         seed=recipe.seed,
         sentences=recipe.sentences,
         expressions_per_image=recipe.expressions_per_image,
@@ -75,53 +132,104 @@ def main():
             f"A step takes {recipe.per_device_train_batch_size} examples on each of {accelerator.num_processes} "
             f"processes, but there are {len(references)}. Lower --per_device_train_batch_size."
         )
+    order = ShuffledByEpoch(references)
     batches = DataLoader(
         references,
         batch_size=recipe.per_device_train_batch_size,
-        sampler=ShuffledByEpoch(references),
+        sampler=order,
         drop_last=True,
         num_workers=recipe.dataloader_num_workers,
         persistent_workers=recipe.dataloader_num_workers > 0,
         collate_fn=functools.partial(collate, processor=processor, shuffle_expressions=recipe.shuffle_expressions),
+        generator=torch.Generator(),  # its own: an iterator that is made takes nothing from dropout's
     )
-    optimizer = build_optimizer(model, recipe)
-    model, optimizer, batches = accelerator.prepare(model, optimizer, batches)
-    steps_per_epoch = math.ceil(len(batches) / recipe.gradient_accumulation_steps)  # an epoch's last may be shorter
-    total_steps = recipe.max_train_steps or recipe.num_train_epochs * steps_per_epoch
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, rate_at(recipe, steps_per_epoch, total_steps))
+    return batches, order
 
-    held_out = evaluation_images(splits[recipe.eval_split], recipe.eval_images)
-    best, step = -1.0, 0
-    start = time.monotonic()
-    with tqdm(total=total_steps, desc="training", disable=not accelerator.is_local_main_process) as progress:
-        for epoch in range(math.ceil(total_steps / steps_per_epoch)):
-            batches.set_epoch(epoch)  # and through it, the references
-            inputs = (normalized(batch, processor.image_processor) for batch in batches)
-            for loss in train_one_epoch(model, inputs, optimizer, schedule, accelerator, recipe.max_grad_norm):
-                step += 1
-                progress.update()
-                progress.set_postfix(loss=f"{loss:.3f}")
-                if step % (recipe.eval_steps or steps_per_epoch) and step < total_steps:
-                    continue
-                plain = accelerator.unwrap_model(model)
-                broadcast(list(plain.buffers()))  # each process has batch norms of its own; the first one's are saved
-                results = evaluate(plain, processor, held_out, accelerator, recipe.per_device_eval_batch_size)
-                figures = by_kind(results)
-                minutes = (time.monotonic() - start) / 60
-                if accelerator.is_main_process:
-                    tqdm.write(f"step {step}, {minutes:.1f} min, loss {loss:.4f}\n{table(figures)}")
-                    record(output / "metrics.jsonl", step=step, minutes=minutes, loss=loss, figures=figures)
-                    save(plain, processor, output / "last")
-                    if figures["all"]["miou"] > best:
-                        best = figures["all"]["miou"]
-                        save(plain, processor, output / "best")
-                accelerator.wait_for_everyone()
-                model.train()
-                if step == total_steps:
-                    break
-            if step == total_steps:
-                break
-    accelerator.end_training()
+
+def evaluate_and_save(model, processor, held_out, accelerator, recipe: TrainingRecipe, progress: Progress, loss: float):
+    """Measure, write the figures, and the folders last/ and, where it is, best/."""
+    plain, output = accelerator.unwrap_model(model), Path(recipe.output_dir)
+    broadcast(list(plain.buffers()))  # each process has batch norms of its own; the first one's are saved
+    figures = by_kind(evaluate(plain, processor, held_out, accelerator, recipe.per_device_eval_batch_size))
+    improved = figures["all"]["miou"] > progress.best
+    progress.best = max(progress.best, figures["all"]["miou"])
+    if accelerator.is_main_process:
+        tqdm.write(f"step {progress.step}, {progress.minutes:.1f} min, loss {loss:.4f}\n{table(figures)}")
+        values = {"step": progress.step, "minutes": progress.minutes, "loss": loss, "figures": figures}
+        record(output / "metrics.jsonl", **values)
+        save(plain, processor, output / "last")
+        if improved:
+            save(plain, processor, output / "best")
+    accelerator.wait_for_everyone()
+    model.train()
+
+
+def save_checkpoint(recipe: TrainingRecipe, training: dict, progress: Progress, accelerator: Accelerator) -> None:
+    """Everything that `resume` needs to go on as if nothing had happened."""
+    state = {name: part.state_dict() for name, part in training.items()}
+    state |= {"progress": dataclasses.asdict(progress)}
+    if accelerator.scaler is not None:
+        state["scaler"] = accelerator.scaler.state_dict()
+    # Dropout's random numbers, and each process's own batch norms.
+    process = {"rng": torch.get_rng_state(), "buffers": dict(training["model"].named_buffers())}
+    if torch.cuda.is_available():
+        process["cuda_rng"] = torch.cuda.get_rng_state()
+    folder = Path(recipe.output_dir) / "checkpoints"
+    write_checkpoint(folder, progress.step, state, process, accelerator, recipe.checkpoints_total_limit)
+
+
+def resume(recipe: TrainingRecipe, training: dict, accelerator: Accelerator) -> Progress:
+    """Load a checkpoint into `training`, and forget figures of later steps, which will be measured again."""
+    output, wanted = Path(recipe.output_dir), recipe.resume_from_checkpoint
+    path = newest_checkpoint(output / "checkpoints") if wanted == "newest" else Path(wanted)
+    if path is None:
+        raise SystemExit(
+            f"There is no whole checkpoint in {output / 'checkpoints'}. --checkpointing_steps writes them."
+        )
+    try:
+        state, process = read_checkpoint(path, accelerator)
+    except (ValueError, OSError) as error:
+        raise SystemExit(str(error)) from error
+    for name, part in training.items():
+        part.load_state_dict(state[name])
+    for name, buffer in training["model"].named_buffers():
+        buffer.copy_(process["buffers"][name])
+    if accelerator.scaler is not None:
+        accelerator.scaler.load_state_dict(state["scaler"])
+    torch.set_rng_state(process["rng"])
+    if "cuda_rng" in process and torch.cuda.is_available():
+        torch.cuda.set_rng_state(process["cuda_rng"])
+    progress = Progress(**state["progress"])
+    metrics = output / "metrics.jsonl"
+    if accelerator.is_main_process and metrics.exists():
+        lines = metrics.read_text(encoding="utf-8").splitlines(keepends=True)
+        kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= progress.step]
+        metrics.with_suffix(".tmp").write_text("".join(kept), encoding="utf-8")
+        metrics.with_suffix(".tmp").rename(metrics)
+    accelerator.print(f"going on from {path}, step {progress.step}")
+    return progress
+
+
+@contextlib.contextmanager
+def caught_signals():
+    """A list to which SIGTERM (save and stop) and SIGUSR1 (save and go on) are added as they come."""
+    received, numbers = [], (signal.SIGTERM, signal.SIGUSR1)
+    before = [signal.signal(number, lambda number, frame: received.append(number)) for number in numbers]
+    try:
+        yield received
+    finally:
+        for number, handler in zip(numbers, before, strict=True):
+            signal.signal(number, handler)
+
+
+def latest_signal(received: list[int], accelerator: Accelerator) -> int:
+    """The signal that any process got since the last call, SIGTERM before the other; 0 for none."""
+    asked = signal.SIGTERM if signal.SIGTERM in received else int(bool(received)) * signal.SIGUSR1
+    received.clear()
+    if accelerator.num_processes > 1:
+        everywhere = gather(torch.tensor([int(asked)], device=accelerator.device)).tolist()
+        asked = signal.SIGTERM if signal.SIGTERM in everywhere else max(everywhere)
+    return int(asked)
 
 
 def train_one_epoch(model, batches, optimizer, schedule, accelerator, max_grad_norm):
@@ -129,8 +237,14 @@ def train_one_epoch(model, batches, optimizer, schedule, accelerator, max_grad_n
     model.train()
     losses = []
     for batch in batches:
+        sent_ids = batch.pop("sent_ids")
         with accelerator.accumulate(model):
             loss = model(**batch).loss  # Eq. 5
+            if not torch.isfinite(loss):
+                raise FloatingPointError(
+                    f"The loss is {loss.item()} for the sentences {sent_ids.tolist()} (sent_id) of one batch. The last "
+                    "checkpoint is untouched; lower the learning rate, or look at these."
+                )
             accelerator.backward(loss)
             if accelerator.sync_gradients and max_grad_norm:
                 accelerator.clip_grad_norm_(model.parameters(), max_grad_norm)
@@ -256,7 +370,8 @@ def collate(examples: list[dict], processor: M3DecProcessor, shuffle_expressions
         do_rescale=False,
         do_normalize=False,
     )
-    return {**inputs, "labels": inputs["labels"].bool()}
+    sent_ids = torch.tensor([sent_id for example in examples for sent_id in example["sent_ids"]])
+    return {**inputs, "labels": inputs["labels"].bool(), "sent_ids": sent_ids}
 
 
 def normalized(batch: dict, image_processor: M3DecImageProcessor) -> dict:

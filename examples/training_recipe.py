@@ -84,6 +84,13 @@ class TrainingRecipe(DataArguments):
     eval_images: int | None = field(
         default=None, metadata={"help": "Of the evaluation split during training; None: all."}
     )
+    checkpointing_steps: int | None = field(
+        default=None, metadata={"help": "Write a checkpoint to go on from every so many steps. None: on a signal only."}
+    )
+    checkpoints_total_limit: int = field(default=2, metadata={"help": "Checkpoints to keep."})
+    resume_from_checkpoint: str | None = field(
+        default=None, metadata={"help": "Go on from a checkpoint's folder, or from the newest whole one: newest."}
+    )
     shuffle_expressions: bool = field(
         default=False, metadata={"help": "A control: deal an image's expressions out at random."}
     )

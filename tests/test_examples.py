@@ -157,6 +157,7 @@ def test_what_a_worker_sends_becomes_what_the_processor_makes(letterbox):
     sent = collate(examples, processor)
     assert sent["pixel_values"].dtype == torch.uint8
     arrived = normalized(sent, processor.image_processor)
+    assert arrived.pop("sent_ids").tolist() == [1, 2] * 3
     assert arrived.keys() == expected.keys()
     for name, tensor in expected.items():
         assert torch.equal(arrived[name].to(tensor.dtype), tensor), name

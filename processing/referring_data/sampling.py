@@ -84,18 +84,21 @@ class ReferringExamples(Dataset):
 
 
 class ShuffledByEpoch(Sampler):
-    """The order of an epoch's examples: shuffled by (seed, epoch) alone, whatever else was drawn before."""
+    """The order of an epoch's examples: shuffled by (seed, epoch) alone, whatever else was drawn before.
+
+    The first `start` are left out, to go on in the middle of an epoch.
+    """
 
     def __init__(self, examples: ReferringExamples):
-        self.examples = examples
+        self.examples, self.start = examples, 0
 
     def __len__(self) -> int:
-        return len(self.examples)
+        return len(self.examples) - self.start
 
     def __iter__(self) -> Iterator[int]:
         order = list(range(len(self.examples)))
         random.Random(f"{self.examples.seed} {self.examples.epoch.item()}").shuffle(order)
-        return iter(order)
+        return iter(order[self.start :])
 
 
 def references_by_image(dataset: datasets.Dataset) -> dict[tuple[int, str], list[int]]:
