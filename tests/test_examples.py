@@ -121,7 +121,12 @@ def test_evaluation_encodes_each_image_once_and_splits_many_expressions(trained,
     whole = evaluate(model, processor, splits["val"], Accelerator(cpu=True), images_at_once=3)
     assert passes == [3, 1]
     monkeypatch.setattr(evaluate_referring, "EXPRESSIONS_AT_ONCE", 5)
-    assert evaluate(model, processor, splits["val"], Accelerator(cpu=True), images_at_once=3) == whole
+    parts = evaluate(model, processor, splits["val"], Accelerator(cpu=True), images_at_once=3)
+    for one, other in zip(parts, whole, strict=True):
+        assert (one.ref_id, one.sent_id, one.target) == (other.ref_id, other.sent_id, other.target)
+        # Sums of floats in another order: a pixel at the very threshold may change sides.
+        assert abs(one.predicted - other.predicted) <= 3
+        assert abs(one.union - other.union) <= 3
 
 
 def test_a_sentence_without_a_word_counts_as_answered_with_nothing_and_no_target_has_its_scores(trained):
