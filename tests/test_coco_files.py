@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 from pycocotools import mask as coco_mask
+from referring_files import runs_of
 
 from m3dec.processing.referring_data import ReferringDataError, decode_mask, load_referring_dataset
 from m3dec.processing.referring_data.coco_files import find_faults, read_coco_files
@@ -30,15 +31,8 @@ def annotation(number, segmentation=(SQUARE,), image_id=1, **changes):
     return entry | {"segmentation": segmentation} | changes
 
 
-def runs_of(mask):
-    """COCO's uncompressed run lengths, counted one pixel at a time down the columns."""
-    runs, value = [0], False
-    for pixel in mask.T.ravel():
-        if pixel != value:
-            runs.append(0)
-            value = pixel
-        runs[-1] += 1
-    return {"size": list(mask.shape), "counts": runs}
+def run_lengths(mask) -> dict:
+    return {"size": list(mask.shape), "counts": runs_of(mask)}
 
 
 def rectangle():
@@ -66,7 +60,7 @@ def draw(my):
     for name in ("a.jpg", "b.jpg"):
         Image.new("RGB", (WIDTH, HEIGHT)).save(my / "images" / name)
     Image.fromarray(rectangle()).save(my / "masks" / "rectangle.png")
-    write_instances(my, [annotation(11), annotation(12, [BENCH]), annotation(13, runs_of(rectangle()), iscrowd=1)])
+    write_instances(my, [annotation(11), annotation(12, [BENCH]), annotation(13, run_lengths(rectangle()), iscrowd=1)])
     return my
 
 
@@ -189,7 +183,7 @@ def many_references(my):
             segmentation = parts
         else:  # holes everywhere; every other one COCO's compressed string
             decoded = rng.random((HEIGHT, WIDTH)) < 0.6
-            segmentation = runs_of(decoded)
+            segmentation = run_lengths(decoded)
             if number % 2:
                 packed = coco_mask.encode(np.asfortranarray(decoded.astype(np.uint8)))
                 segmentation = {"size": packed["size"], "counts": packed["counts"].decode()}

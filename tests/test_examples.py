@@ -108,9 +108,14 @@ def test_two_processes_train_and_count_every_validation_sentence_once(trained, t
 def test_evaluation_of_a_saved_model_repeats_the_figures_of_training(trained, tmp_path):
     figures = tmp_path / "figures.json"
     where = ("--data_root", trained / "data", "--dataset", "scenes", "--split_by", "scenes", "--split", "val")
-    run("--model", trained / "run" / "last", *where, "--json", figures, module="m3dec.examples.evaluate_referring")
+    flags = ("--json", figures, "--confidence", "0.9")
+    output = run("--model", trained / "run" / "last", *where, *flags, module="m3dec.examples.evaluate_referring")
+    assert "in 90% of resampled sets" in output
     last = json.loads((trained / "run" / "metrics.jsonl").read_text().splitlines()[-1])["figures"]
-    assert json.loads(figures.read_text()) == last
+    measured = json.loads(figures.read_text())
+    intervals = measured.pop("intervals")
+    assert measured == last
+    assert all(low <= last["all"][name] <= high for name, (low, high) in intervals.items())
 
 
 def test_evaluation_encodes_each_image_once_and_splits_many_expressions(trained, monkeypatch):

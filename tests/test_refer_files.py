@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 from pycocotools import mask as coco_mask
+from referring_files import runs_of
 
 from m3dec.processing.referring_data import (
     REFERRING_FEATURES,
@@ -29,17 +30,6 @@ LEFT_BOX = [3, 4, 20, 4, 20, 20, 3, 20]
 MIDDLE_BOX = [10, 10, 33, 10, 33, 27, 10, 27]  # overlaps with the left one
 SPOT = np.zeros((HEIGHT, WIDTH), dtype=bool)
 SPOT[5:9, 30:38] = True
-
-
-def runs_of(mask: np.ndarray) -> list[int]:
-    """COCO's uncompressed run lengths, counted one pixel at a time down the columns."""
-    runs, value = [0], False
-    for pixel in mask.T.ravel():
-        if pixel != value:
-            runs.append(0)
-            value = pixel
-        runs[-1] += 1
-    return runs
 
 
 def reference(ref_id, ann_id, split, *texts):

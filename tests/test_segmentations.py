@@ -7,6 +7,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from pycocotools import mask as coco_mask
+from referring_files import runs_of
 from test_plain_pickle import memory
 
 from m3dec.processing.referring_data import ReferringDataError, decode_mask
@@ -20,18 +21,6 @@ masks = st.tuples(st.integers(1, 7), st.integers(1, 7)).flatmap(
         st.lists(st.booleans(), min_size=size[1], max_size=size[1]), min_size=size[0], max_size=size[0]
     )
 )
-
-
-def runs_of(mask: list[list[bool]]) -> list[int]:
-    """COCO's uncompressed run lengths, one pixel at a time down the columns."""
-    runs, value = [0], False
-    for x in range(len(mask[0])):
-        for y in range(len(mask)):
-            if mask[y][x] != value:
-                runs.append(0)
-                value = not value
-            runs[-1] += 1
-    return runs
 
 
 def mask_of(runs: list[int], height: int, width: int) -> np.ndarray:

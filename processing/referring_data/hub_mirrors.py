@@ -72,7 +72,7 @@ class Mirror:
 
     name: str  # one data set that has it
     columns: frozenset[str]  # what is read
-    rows: Callable[[dict, int], Iterator[dict]]  # one of its rows, and the row's number, to rows of ours
+    rows: Callable[[dict, int], Iterator[dict]] | None  # a row and its number to ours; None: they are ours
     has_images: bool = True
 
 

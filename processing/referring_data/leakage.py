@@ -8,6 +8,7 @@ import datasets
 from .refer_files import read_refs
 from .sampling import references_by_image
 from .schema import ReferringDataError
+from .tables import image_ids
 
 logger = logging.getLogger(__name__)
 
@@ -85,8 +86,3 @@ def mixed_training_set(sets: list[datasets.DatasetDict]) -> datasets.Dataset:
             if split != "train":
                 held_out[f"{split} of set {number + 1}"] = image_ids(table)
     return datasets.concatenate_datasets([without_leaks(splits["train"], held_out) for splits in sets])
-
-
-def image_ids(table: datasets.Dataset) -> set[int]:
-    """COCO's numbers of the pictures of a table."""
-    return set(table.with_format("arrow")[:]["image_id"].to_pylist())

@@ -118,7 +118,8 @@ def digest_of_contents(table: datasets.Dataset) -> str:
     """A number, in hexadecimal, that is another where a row is, or a picture: by its file's size and time, or bytes."""
     digest = hashlib.sha256()
     pictures = table.select_columns("image").cast_column("image", datasets.Image(decode=False))
-    for row in table.remove_columns("image"):
+    rows = table.remove_columns("image")
+    for row in tqdm(rows, desc="comparing", unit="row", disable=len(rows) < 5000):
         digest.update(json.dumps(row).encode())
     for numbers in references_by_image(table).values():
         picture = pictures[numbers[0]]["image"]

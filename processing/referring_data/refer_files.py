@@ -15,7 +15,7 @@ from .plain_pickle import read_plain_pickle
 from .published_counts import compare_with_published
 from .schema import ReferringDataError
 from .segmentations import union_of_segmentations
-from .tables import tables_by_split
+from .tables import image_ids, tables_by_split
 
 logger = logging.getLogger(__name__)
 
@@ -96,10 +96,7 @@ def _read(root, dataset, split_by, image_root, on_missing, kind, suffix) -> data
 
 def warn_of_shared_images(splits: datasets.DatasetDict, name: str) -> None:
     """Log a warning for each split that shares pictures with "train", as RefCOCOg's splits by Google do."""
-    images = {
-        split: set(table.select_columns("image_id").with_format("arrow")[:]["image_id"].to_pylist())
-        for split, table in splits.items()
-    }
+    images = {split: image_ids(table) for split, table in splits.items()}
     for split, ids in images.items():
         shared = ids & images.get("train", set()) if split != "train" else ()
         if shared:

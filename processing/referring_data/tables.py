@@ -66,6 +66,11 @@ def tables_by_split(
     return datasets.DatasetDict(splits)
 
 
+def image_ids(table: datasets.Dataset) -> set[int]:
+    """The numbers of the pictures of a table."""
+    return set(table.select_columns("image_id").with_format("arrow")[:]["image_id"].to_pylist())
+
+
 def digest_of(files: list[Path], text: str = "") -> str:
     """A number, in hexadecimal, that is another where one of `files` or `text` is."""
     digest = hashlib.sha256(text.encode())
