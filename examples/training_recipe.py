@@ -60,26 +60,51 @@ class TrainingRecipe(DataArguments):
 
     num_train_epochs: int = 50
     max_train_steps: int | None = field(default=None, metadata={"help": "Optimisation steps, instead of epochs."})
-    per_device_train_batch_size: int = field(default=12, metadata={"help": "Images a step on each device."})
+    per_device_train_batch_size: int = field(default=12, metadata={"help": "The most images at once on each device."})
+    global_batch_size: int | None = field(
+        default=None,
+        metadata={
+            "help": "Images a step over all devices, kept by accumulation. None: per_device_train_batch_size times "
+            "processes times gradient_accumulation_steps."
+        },
+    )
     sentences: str = field(default="one", metadata={"help": "An epoch sees one of each reference's, or all."})
     expressions_per_image: int = field(default=1, metadata={"help": "At most so many sentences share an image."})
     per_device_eval_batch_size: int = field(
         default=8, metadata={"help": "Images at once; each with all its sentences."}
     )
-    gradient_accumulation_steps: int = 1
+    gradient_accumulation_steps: int = field(
+        default=1, metadata={"help": "Batches a step, where global_batch_size does not say it."}
+    )
     dataloader_num_workers: int = 0
     optimizer: str = field(default="adamw", metadata={"help": "adam or adamw."})
     learning_rate: float = 1e-3
     backbone_learning_rate: float | None = field(default=None, metadata={"help": "None: learning_rate."})
-    weight_decay: float = 0.0
+    text_encoder_learning_rate: float | None = field(default=None, metadata={"help": "BERT's. None: learning_rate."})
+    weight_decay: float = field(default=0.0, metadata={"help": "Of all but norms and biases."})
     lr_scheduler_type: str = field(
         default="cosine", metadata={"help": "cosine, poly, step or constant, after the warm-up."}
     )
     lr_milestones: list[int] = field(default_factory=list, metadata={"help": "Epochs after which step divides by 10."})
     num_warmup_steps: int = 0
     max_grad_norm: float = field(default=1.0, metadata={"help": "0: no clipping."})
-    mixed_precision: str = field(default="no", metadata={"help": "no, bf16 or fp16."})
+    mixed_precision: str | None = field(
+        default=None, metadata={"help": "no, bf16 or fp16. None: what accelerate launch was told, else no."}
+    )
     gradient_checkpointing: bool = False
+    frozen_batch_norms: str = field(
+        default="none", metadata={"help": "Whose statistics stay as they are: none, backbone or all."}
+    )
+    sync_batch_norm: bool = field(
+        default=False, metadata={"help": "Batch norms over the batches of all GPUs, as if it were one."}
+    )
+    ema_decay: float | None = field(
+        default=None,
+        metadata={"help": "Evaluate and save a moving average of the weights, such as 0.999. None: the weights."},
+    )
+    logging_steps: int = field(default=20, metadata={"help": "Write loss, rate and speed every so many steps."})
+    with_tracking: bool = field(default=False, metadata={"help": "Also log to report_to."})
+    report_to: str = field(default="tensorboard", metadata={"help": "tensorboard or trackio."})
     eval_steps: int | None = field(default=None, metadata={"help": "Evaluate every so many steps. None: every epoch."})
     eval_images: int | None = field(
         default=None, metadata={"help": "Of the evaluation split during training; None: all."}
@@ -102,12 +127,18 @@ class TrainingRecipe(DataArguments):
         choices = {
             "optimizer": ("adam", "adamw"),
             "lr_scheduler_type": ("cosine", "poly", "step", "constant"),
-            "mixed_precision": ("no", "bf16", "fp16"),
+            "mixed_precision": (None, "no", "bf16", "fp16"),
             "sentences": ("one", "all"),
+            "frozen_batch_norms": ("none", "backbone", "all"),
+            "report_to": ("tensorboard", "trackio"),
         }
         for name, known in choices.items():
             if getattr(self, name) not in known:
-                raise ValueError(f"{name} must be one of {', '.join(known)}, but it is {getattr(self, name)!r}.")
+                raise ValueError(
+                    f"{name} must be one of {', '.join(map(str, known))}, but it is {getattr(self, name)!r}."
+                )
+        if self.ema_decay is not None and not 0 < self.ema_decay < 1:
+            raise ValueError(f"ema_decay is between 0 and 1, such as 0.999, but it is {self.ema_decay}.")
 
 
 def read_recipe(path: str | Path) -> dict[str, Any]:
@@ -126,6 +157,12 @@ def read_recipe(path: str | Path) -> dict[str, Any]:
             f"{path} has keys that no recipe has: {', '.join(unknown)}. Known are {', '.join(sorted(known))}."
         )
     return {**base, **recipe, "model": {**base.get("model", {}), **recipe.get("model", {})}}
+
+
+def write_recipe(recipe: TrainingRecipe, path: Path) -> None:
+    """Write all fields, so that `train.py path` does the same again."""
+    fields = {name: value for name, value in dataclasses.asdict(recipe).items() if name != "resume_from_checkpoint"}
+    path.write_text(yaml.safe_dump(fields, sort_keys=False, allow_unicode=True), encoding="utf-8")
 
 
 def parse_recipe(arguments: list[str] | None = None) -> TrainingRecipe:

@@ -397,11 +397,12 @@ class M3DecForImageSegmentation(M3DecPreTrainedModel):
 
         loss = mask_loss = reconstruction_loss = None
         if labels is not None:
-            target = masks_at(labels, logits)
-            mask_loss = F.binary_cross_entropy_with_logits(logits.float(), target)  # L_mask, a mean over pixels
+            precise = logits.to(torch.promote_types(logits.dtype, torch.float32))
+            target = masks_at(labels, precise)
+            mask_loss = F.binary_cross_entropy_with_logits(precise, target)  # L_mask, a mean over pixels
             loss = self.config.mask_loss_weight * mask_loss
             if self.config.dice_loss_weight:
-                loss = loss + self.config.dice_loss_weight * dice_loss(logits.float(), target)
+                loss = loss + self.config.dice_loss_weight * dice_loss(precise, target)
             if self.training and self.language_reconstruction is not None:
                 reconstruction_loss = self.language_reconstruction(
                     outputs.word_features, outputs.sentence_features, decoded, word_mask
@@ -465,14 +466,14 @@ class M3DecForImageSegmentation(M3DecPreTrainedModel):
 
 
 def masks_at(labels: Tensor, logits: Tensor) -> Tensor:
-    """`labels` (N, H, W) at the size of `logits` (N, h, w), as float32: 1.0 where at least half a cell is object."""
+    """`labels` (N, H, W) at the size of `logits` (N, h, w), in their dtype: 1.0 where at least half a cell is object."""
     if labels.ndim != 3 or len(labels) != len(logits):
         raise ValueError(
             f"labels must be (N, H, W) with one mask for each of the {len(logits)} expressions, but they are "
             f"{tuple(labels.shape)}. Give an image's masks once for each of its expressions."
         )
     covered = F.interpolate(labels[:, None].float(), size=logits.shape[-2:], mode="area").squeeze(1)
-    return (covered >= 0.5).float()
+    return (covered >= 0.5).to(logits.dtype)
 
 
 def dice_loss(logits: Tensor, target: Tensor) -> Tensor:

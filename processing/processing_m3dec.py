@@ -129,8 +129,8 @@ class M3DecProcessor(ProcessorMixin):
             threshold: a pixel belongs to the object where its probability is above this, between 0 and 1.
 
         Returns:
-            N dicts: "mask", a NumPy bool array (height, width), and "score", a float, the mean probability inside the
-            mask, 0.0 where it is empty.
+            N dicts: "mask", a NumPy bool array (height, width); "score", a float, the mean probability inside the
+            mask, 0.0 where it is empty; and "peak", (row, column) of the highest logit, whatever the threshold.
 
         Raises:
             ValueError: the threshold is not between 0 and 1, the sizes are not one per expression, or a logit is NaN.
@@ -147,7 +147,8 @@ class M3DecProcessor(ProcessorMixin):
             probability = logit[0, 0].sigmoid()  # (height, width)
             mask = probability > threshold
             score = probability[mask].mean().item() if mask.any() else 0.0
-            answers.append({"mask": mask.cpu().numpy(), "score": score})
+            peak = divmod(logit.argmax().item(), width)  # of the logit: probabilities saturate
+            answers.append({"mask": mask.cpu().numpy(), "score": score, "peak": peak})
         return answers
 
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from m3dec.processing.referring_iou import ReferringIoU, bootstrap_intervals
+from m3dec.processing.referring_iou import ReferringIoU, bootstrap_intervals, paired_bootstrap_intervals
 
 NAMES = ["oiou", "miou", "pr@0.5", "pr@0.6", "pr@0.7", "pr@0.8", "pr@0.9"]
 
@@ -16,7 +16,7 @@ def ordinary(images, seed=0):
     return np.stack([random.integers(0, union + 1), union], 1), ids
 
 
-def by_loop(pairs, ids, confidence, resamples, seed):
+def scores_by_loop(pairs, ids, resamples, seed):
     """Every sentence of every drawn image goes through ReferringIoU again."""
     random = np.random.default_rng(seed)
     images, scores = sorted(set(ids)), []
@@ -27,8 +27,13 @@ def by_loop(pairs, ids, confidence, resamples, seed):
                 [pair for pair, image in zip(pairs.tolist(), ids, strict=True) if image == images[drawn]]
             )
         scores.append(score.compute())
+    return {name: np.array([score[name] for score in scores]) for name in NAMES}
+
+
+def by_loop(pairs, ids, confidence, resamples, seed):
     ends = [50 * (1 - confidence), 50 * (1 + confidence)]
-    return {name: np.percentile([score[name] for score in scores], ends) for name in NAMES}
+    scores = scores_by_loop(pairs, ids, resamples, seed)
+    return {name: np.percentile(values, ends) for name, values in scores.items()}
 
 
 @pytest.mark.parametrize(("images", "confidence", "seed"), [(2, 0.5, 0), (7, 0.95, 1), (13, 0.8, 2)])
@@ -84,6 +89,45 @@ def test_nine_of_ten_intervals_hold_the_truth_where_sentences_share_their_image(
     assert alone / 120 < 0.75  # drawing sentences instead of images promises too much
 
 
+def two_models(images, better, seed=0):
+    """Pairs of one model, and of another that adds `better` pixels to nearly every intersection."""
+    random = np.random.default_rng(seed)
+    ids = np.repeat(np.arange(images), random.integers(1, 7, images))
+    hardness = random.integers(10, 61, images)[ids]  # both find the same images hard
+    ours = np.stack([hardness + random.integers(-5, 6, len(ids)) + better, np.full(len(ids), 100)], 1)
+    return ours, np.stack([hardness + random.integers(-5, 6, len(ids)), np.full(len(ids), 100)], 1), ids
+
+
+@pytest.mark.parametrize(("images", "confidence", "seed"), [(2, 0.5, 0), (11, 0.9, 1)])
+def test_paired_intervals_are_those_of_a_loop_that_draws_the_same_images_for_both(images, confidence, seed):
+    ours, theirs, ids = two_models(images, better=2, seed=seed)
+    one, other = (scores_by_loop(pairs, ids, 40, seed) for pairs in (ours, theirs))
+    intervals = paired_bootstrap_intervals(ours, theirs, ids, confidence, resamples=40, seed=seed)
+    assert list(intervals) == NAMES
+    for name, ends in intervals.items():
+        expected = np.percentile(one[name] - other[name], [50 * (1 - confidence), 50 * (1 + confidence)])
+        assert ends == pytest.approx(expected, rel=1e-12, abs=1e-12)
+
+
+def test_a_model_differs_from_itself_by_exactly_nothing():
+    pairs, ids = ordinary(60)
+    assert set(paired_bootstrap_intervals(pairs, pairs, ids, resamples=50).values()) == {(0.0, 0.0)}
+
+
+def test_a_paired_interval_decides_where_the_two_own_intervals_overlap():
+    ours, theirs, ids = two_models(80, better=3)
+    low, high = paired_bootstrap_intervals(ours, theirs, ids, 0.95)["miou"]
+    assert 0 < low < 0.03 < high < 0.06
+    assert bootstrap_intervals(ours, ids, 0.95)["miou"][0] < bootstrap_intervals(theirs, ids, 0.95)["miou"][1]
+    turned = paired_bootstrap_intervals(theirs, ours, ids, 0.95)["miou"]
+    assert turned == pytest.approx((-high, -low))
+
+
+def test_paired_intervals_need_as_many_pairs_of_both():
+    with pytest.raises(ValueError, match="got 2 and 1 pairs"):
+        paired_bootstrap_intervals([[1, 2], [2, 2]], [[1, 2]], [1, 2])
+
+
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
@@ -101,3 +145,6 @@ def test_nine_of_ten_intervals_hold_the_truth_where_sentences_share_their_image(
 def test_what_cannot_be_resampled_is_refused(changed, message):
     with pytest.raises(ValueError, match=message):
         bootstrap_intervals(**{"pairs": [[1, 2], [2, 2]], "image_ids": [1, 2]} | changed)
+    with pytest.raises(ValueError, match=message):
+        arguments = {"pairs": [[1, 2], [2, 2]], "image_ids": [1, 2]} | changed
+        paired_bootstrap_intervals(other_pairs=arguments["pairs"], **arguments)

@@ -2,8 +2,13 @@
 
 import errno
 import hashlib
+import io
+import itertools
 import json
 import os
+import re
+import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,8 +20,10 @@ import torch
 import yaml
 from accelerate import Accelerator
 from test_examples import TINY, TWO_PROCESSES, run
+from test_modeling_m3dec import TINY_SWIN
 
-from m3dec.examples import checkpoints, train
+from m3dec import M3DecForImageSegmentation, M3DecProcessor
+from m3dec.examples import train
 from m3dec.examples.checkpoints import is_whole, newest_checkpoint, read_checkpoint, write_checkpoint
 from m3dec.processing.referring_data.scenes import write_scenes
 
@@ -44,7 +51,8 @@ def digest(output: Path) -> str:
 
 def figures(output: Path) -> list[dict]:
     lines = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
-    return [{name: value for name, value in line.items() if name != "minutes"} for line in lines]
+    times = ("minutes", "images_per_second")
+    return [{name: value for name, value in line.items() if name not in times} for line in lines]
 
 
 def number_of_steps(recipe: Path) -> int:
@@ -125,21 +133,128 @@ def test_sigterm_saves_and_stops_and_sigusr1_saves_and_goes_on(recipe, tmp_path)
     assert newest_checkpoint(tmp_path / "checkpoints").name > first.name
 
 
-def test_a_loss_that_is_not_finite_stops_at_once_names_the_sentences_and_leaves_the_checkpoint(
-    recipe, tmp_path, monkeypatch
+@pytest.fixture(scope="module")
+def small(recipe) -> Path:
+    """A recipe of 8 steps with a model of 0.1 M parameters, and its whole run in `small` beside it."""
+    fields = yaml.safe_load(recipe.read_text())
+    del fields["num_train_epochs"]
+    fields |= {
+        "max_train_steps": 8,
+        "eval_steps": 3,
+        "lr_scheduler_type": "constant",
+        "output_dir": str(recipe.parent / "small"),
+    }
+    fields["model"]["backbone_config"] = TINY_SWIN
+    path = recipe.with_name("small.yaml")
+    path.write_text(yaml.safe_dump(fields))
+    train.main([str(path)])
+    return path
+
+
+@pytest.fixture
+def halfway(small, tmp_path) -> Path:
+    """The folder of a training of `small` that has done 4 of its steps, with checkpoints of 2 and 4."""
+    flags = ["--max_train_steps", "4", "--checkpointing_steps", "2"]
+    train.main([str(small), "--output_dir", str(tmp_path / "run"), *flags])
+    return tmp_path / "run"
+
+
+def go_on(small: Path, output: Path, *flags, prepare=None) -> subprocess.CompletedProcess:
+    """Go on to the 8th step in a process of its own, with a checkpoint every 2 steps."""
+    command = [sys.executable, "-m", "m3dec.examples.train", str(small), "--output_dir", str(output), *flags]
+    command += ["--resume_from_checkpoint", "newest", "--checkpointing_steps", "2"]
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": ""}
+    return subprocess.run(command, capture_output=True, text=True, env=environment, preexec_fn=prepare, timeout=600)
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_a_loss_that_is_not_finite_stops_the_process_names_step_and_sentences_and_leaves_the_checkpoint(small, halfway):
+    before = contents(halfway / "checkpoints")
+    stopped = go_on(small, halfway, "--model.mask_loss_weight", "1.0e+39")  # inf in float32
+    assert stopped.returncode == 1
+    assert re.search(r"FloatingPointError: The loss is inf for the sentences \[\d+.*of step 5", stopped.stderr)
+    assert contents(halfway / "checkpoints") == before
+    assert go_on(small, halfway).returncode == 0
+    assert digest(halfway) == digest(small.parent / "small")
+
+
+def test_a_file_that_cannot_grow_stops_the_process_with_a_named_error_and_the_checkpoint_before_is_whole(
+    small, halfway
 ):
-    forward = train.M3DecForImageSegmentation.forward
+    size = (halfway / "checkpoints" / "step-00000004" / "training.pt").stat().st_size // 2
+    stopped = go_on(small, halfway, prepare=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (size, size)))
+    assert stopped.returncode == 1
+    assert re.search(r"OSError: .*File too large: .*training\.pt", stopped.stderr)
+    assert newest_checkpoint(halfway / "checkpoints").name == "step-00000004"
+    assert go_on(small, halfway).returncode == 0
+    assert digest(halfway) == digest(small.parent / "small")
 
-    def spoilt(self, *arguments, **inputs):
-        outputs = forward(self, *arguments, **inputs)
-        if self.training and (tmp_path / "checkpoints" / "step-00000004").is_dir():
-            outputs.loss = outputs.loss * torch.nan
-        return outputs
 
-    monkeypatch.setattr(train.M3DecForImageSegmentation, "forward", spoilt)
-    with pytest.raises(FloatingPointError, match=r"nan for the sentences \[\d+, \d+"):
-        train.main([str(recipe), "--output_dir", str(tmp_path), "--checkpointing_steps", "4"])
-    assert newest_checkpoint(tmp_path / "checkpoints").name == "step-00000004"
+# In a mount namespace of its own: a file system with room for two thirds of a checkpoint more than it holds, a training
+# that fills it, what is left on it, and the same with room.
+FULL_DISK = """
+set -e
+mount -t tmpfs -o size=$3k tmpfs "$1"
+cp -r "$2/." "$1"
+set +e
+shift 3
+"$@"
+echo "exit code $?; left: $(ls -d "$MOUNTED"/checkpoints/step-* | xargs -n 1 basename | xargs)"
+mount -o remount,size=1g "$MOUNTED"
+"$@" && sha256sum "$MOUNTED"/last/model.safetensors
+"""
+
+
+def may_mount() -> bool:
+    tried = ["unshare", "--user", "--map-root-user", "--mount", "mount", "-t", "tmpfs", "tmpfs", "/mnt"]
+    return shutil.which("unshare") is not None and subprocess.run(tried, capture_output=True).returncode == 0
+
+
+@pytest.mark.skipif(not may_mount(), reason="a small file system cannot be mounted here: unshare is not allowed")
+def test_a_full_disk_stops_the_process_with_a_named_error_and_with_room_it_goes_on(small, halfway, tmp_path):
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    held, one = (
+        sum(len(content) for content in contents(folder).values())
+        for folder in (halfway, halfway / "checkpoints" / "step-00000004")
+    )
+    room = (held + 2 * one // 3) // 1024 + 64  # of each file the last page too
+    command = [sys.executable, "-m", "m3dec.examples.train", str(small), "--output_dir", str(disk)]
+    command += ["--resume_from_checkpoint", "newest", "--checkpointing_steps", "2"]
+    namespace = ["unshare", "--user", "--map-root-user", "--mount", "sh", "-c", FULL_DISK, "sh"]
+    done = subprocess.run(
+        [*namespace, str(disk), str(halfway), str(room), *command],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": "", "MOUNTED": str(disk)},
+        timeout=600,
+    )
+    assert "exit code 1; left: step-00000002 step-00000004 step-00000006.tmp" in done.stdout, done.stderr
+    assert re.search(r"OSError: .*No space left on device: .*step-00000006\.tmp/training\.pt", done.stderr)
+    assert "step-00000004, step 4" in done.stdout.split("exit code")[1]
+    assert digest(small.parent / "small") in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("what", "number", "least"),
+    [
+        ("moments", 3, 3),
+        pytest.param("moments", 60, 60, marks=pytest.mark.slow),
+        pytest.param("operations", 1, 60, marks=pytest.mark.slow),
+    ],
+)
+def test_a_training_that_is_killed_goes_on_and_ends_as_if_nothing_had_happened(what, number, least, small, tmp_path):
+    command = [sys.executable, Path(__file__).with_name("killed_training.py"), small, tmp_path, what, str(number)]
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=7200)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert json.loads(done.stdout)["kills"] >= least
+    for name in ("best", "last"):
+        M3DecForImageSegmentation.from_pretrained(tmp_path / "whole" / name)
+        M3DecProcessor.from_pretrained(tmp_path / "whole" / name)
 
 
 @pytest.fixture
@@ -148,42 +263,97 @@ def accelerator() -> Accelerator:
 
 
 def states(step: int) -> tuple[dict, dict]:
-    return {"step": step, "weights": torch.arange(1000.0) + step}, {"rng": torch.get_rng_state()}
+    return {"step": step, "weights": torch.arange(50_000.0) + step}, {"rng": torch.get_rng_state()}
+
+
+class FailingFile(io.FileIO):
+    """A file whose write fails in its middle, when it is the write of that number of all such files."""
+
+    written, failing, error = 0, 0, 0
+
+    def write(self, data) -> int:
+        FailingFile.written += 1
+        if FailingFile.written == FailingFile.failing:
+            super().write(bytes(data)[: len(data) // 2])
+            raise OSError(FailingFile.error, os.strerror(FailingFile.error))
+        return super().write(data)
+
+
+def fail_a_write(patch, occurrence: int, error: int):
+    """Have that write of all files fail; returns what tells whether it came to it."""
+    FailingFile.written, FailingFile.failing, FailingFile.error = 0, occurrence, error
+    plain = Path.open
+
+    def opened(self, mode="r", **keywords):
+        if "w" not in mode:
+            return plain(self, mode, **keywords)
+        file = io.BufferedWriter(FailingFile(self, "w"))
+        return file if "b" in mode else io.TextIOWrapper(file, **keywords)
+
+    patch.setattr(Path, "open", opened)
+    return lambda: FailingFile.written >= occurrence
+
+
+def fail_a_call(patch, owner, name: str, occurrence: int, error: int):
+    """Have that call of `owner.name` fail; returns what tells whether it came to it."""
+    plain, calls = getattr(owner, name), []
+
+    def failing(*arguments, **keywords):
+        calls.append(name)
+        if len(calls) == occurrence:
+            raise OSError(error, os.strerror(error))
+        return plain(*arguments, **keywords)
+
+    patch.setattr(owner, name, failing)
+    return lambda: len(calls) >= occurrence
+
+
+# Of each place the times that a checkpoint comes there: two files of tensors and the manifest; these and two folders;
+# the files are read once more for the manifest.
+PLACES = {"write": 5, "fsync": 5, "rename": 1, "open": 5, "mkdir": 1, "rmdir": 1, "unlink": 3}
+OWNERS = {"fsync": os, "rename": Path, "open": Path, "mkdir": Path, "rmdir": os, "unlink": os}
 
 
 @pytest.mark.parametrize("error", [errno.ENOSPC, errno.EIO])
-@pytest.mark.parametrize("place", ["open", "fsync", "rename", "save"])
-@pytest.mark.parametrize("occurrence", [1, 2, 3, 4])
-def test_a_disk_that_fails_anywhere_leaves_the_checkpoint_before(
-    error, place, occurrence, accelerator, tmp_path, monkeypatch
-):
-    write_checkpoint(tmp_path, 1, *states(1), accelerator, limit=1)
-    target, name = {
-        "open": (Path, "open"),
-        "fsync": (os, "fsync"),
-        "rename": (Path, "rename"),
-        "save": (checkpoints.torch, "save"),
-    }[place]
-    original, calls = getattr(target, name), []
+@pytest.mark.parametrize(("place", "least"), PLACES.items(), ids=PLACES)
+def test_a_disk_that_fails_anywhere_leaves_a_whole_checkpoint(error, place, least, accelerator, tmp_path, monkeypatch):
+    for occurrence in itertools.count(1):
+        folder = tmp_path / str(occurrence)
+        write_checkpoint(folder, 1, *states(1), accelerator, limit=1)
+        with monkeypatch.context() as patch:
+            if place == "write":
+                came_to_it = fail_a_write(patch, occurrence, error)
+            else:
+                came_to_it = fail_a_call(patch, OWNERS[place], place, occurrence, error)
+            try:
+                write_checkpoint(folder, 2, *states(2), accelerator, limit=1)
+                said = None
+            except OSError as raised:
+                said = raised.errno
+            failed = came_to_it()
+        assert said == (error if failed else None)
+        training, _ = read_checkpoint(newest_checkpoint(folder), accelerator)
+        assert training["step"] in (1, 2)
+        assert torch.equal(training["weights"], torch.arange(50_000.0) + training["step"])
+        write_checkpoint(folder, 3, *states(3), accelerator, limit=1)
+        assert [path.name for path in folder.iterdir()] == ["step-00000003"]  # no remains that fill the disk
+        if not failed:
+            break
+    assert occurrence > least
 
-    def failing(*arguments, **keywords):
-        calls.append(1)
-        if len(calls) == occurrence:
-            raise OSError(error, os.strerror(error))
-        return original(*arguments, **keywords)
 
-    with monkeypatch.context() as patch:
-        patch.setattr(target, name, failing)
-        try:
-            write_checkpoint(tmp_path, 2, *states(2), accelerator, limit=1)
-        except OSError as raised:
-            assert raised.errno == error
-    newest = newest_checkpoint(tmp_path)
-    training, _ = read_checkpoint(newest, accelerator)
-    assert training["step"] in (1, 2)
-    assert torch.equal(training["weights"], torch.arange(1000.0) + training["step"])
-    write_checkpoint(tmp_path, 3, *states(3), accelerator, limit=1)
-    assert newest_checkpoint(tmp_path).name == "step-00000003"
+def test_a_full_disk_is_told_as_one_with_the_files_name(accelerator, tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:  # torch.save says "unexpected pos 832 vs 726"
+        fail_a_write(patch, 2, errno.ENOSPC)
+        with pytest.raises(OSError, match=r"No space left on device.*training\.pt"):
+            write_checkpoint(tmp_path, 1, *states(1), accelerator, limit=1)
+
+
+def test_a_training_that_goes_on_from_an_earlier_checkpoint_takes_the_place_of_the_later_ones(accelerator, tmp_path):
+    for step in (2, 4, 6):
+        write_checkpoint(tmp_path, step, *states(step), accelerator, limit=3)
+    write_checkpoint(tmp_path, 3, *states(3), accelerator, limit=1)  # gone on from 2, given up 4 and 6
+    assert [path.name for path in tmp_path.iterdir()] == ["step-00000003"]
 
 
 @pytest.mark.parametrize("damage", ["cut", "changed", "missing", "no manifest", "empty manifest"])

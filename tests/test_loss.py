@@ -164,22 +164,22 @@ DICE = "loss = loss + self.config.dice_loss_weight * dice_loss("
         pytest.param(True, DICE, DICE.replace("self.config.dice_loss_weight * ", ""), id="without w_dice"),
         pytest.param(False, DICE, "(", id="without dice"),
         pytest.param(
-            False, "target = masks_at(labels, logits)", "target = 1 - masks_at(labels, logits)", id="inverted"
+            False, "target = masks_at(labels, precise)", "target = 1 - masks_at(labels, precise)", id="inverted"
         ),
         pytest.param(
-            False, "target = masks_at(labels, logits)", "target = masks_at(labels.mT, logits)", id="rows for columns"
+            False, "target = masks_at(labels, precise)", "target = masks_at(labels.mT, precise)", id="rows for columns"
         ),
         pytest.param(
             False,
-            "with_logits(logits.float(), target)",
-            "with_logits(logits.float(), target, reduction='sum')",
+            "with_logits(precise, target)",
+            "with_logits(precise, target, reduction='sum')",
             id="a sum, not a mean",
         ),
-        pytest.param(False, "with_logits(logits.float(), target)", "with_logits(-logits.float(), target)", id="sign"),
+        pytest.param(False, "with_logits(precise, target)", "with_logits(-precise, target)", id="sign"),
         pytest.param(
             False,
-            "with_logits(logits.float(), target)",
-            "with_logits(logits.sigmoid().float(), target)",
+            "with_logits(precise, target)",
+            "with_logits(precise.sigmoid(), target)",
             id="two sigmoids",
         ),
     ],
@@ -195,7 +195,7 @@ def test_the_oracle_notices_a_mistake_in_equation_5(training, old, new, monkeypa
     [
         pytest.param("masks_at", "covered >= 0.5", "covered > 0.5", id="more than half"),
         pytest.param("masks_at", "covered >= 0.5", "covered > 0", id="any"),
-        pytest.param("masks_at", "(covered >= 0.5).float()", "covered", id="soft labels"),
+        pytest.param("masks_at", "(covered >= 0.5).to(logits.dtype)", "covered", id="soft labels"),
         pytest.param("masks_at", '"area"', '"nearest"', id="nearest"),
         pytest.param("masks_at", '"area"', '"bilinear"', id="bilinear"),
         pytest.param("dice_loss", "overlap = 2 *", "overlap =", id="dice without its 2"),

@@ -19,7 +19,7 @@ from transformers import HfArgumentParser
 
 from m3dec.examples.data_arguments import DataArguments
 from m3dec.examples.evaluate_referring import EvaluationArguments
-from m3dec.examples.train import read_data
+from m3dec.examples.training_parts import read_data
 from m3dec.examples.training_recipe import RECIPES, parse_recipe
 from m3dec.processing.referring_data import ReferringDataError, load_referring_dataset
 from m3dec.processing.referring_data.prepared_shards import check_pictures, write_prepared

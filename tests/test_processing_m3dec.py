@@ -160,7 +160,9 @@ def test_post_processing_interpolates_logits_then_thresholds_the_probability(hei
     logits = torch.randn(2, 7, 7, generator=torch.Generator().manual_seed(seed)) * 3
     answers = word_processor().post_process_referring_segmentation(logits, [(height, width), (5, 3)], threshold)
     assert [answer["mask"].shape for answer in answers] == [(height, width), (5, 3)]
-    probability = 1 / (1 + np.exp(-bilinear_by_hand(logits[0].double().numpy(), height, width)))
+    interpolated = bilinear_by_hand(logits[0].double().numpy(), height, width)
+    assert interpolated[answers[0]["peak"]] == pytest.approx(interpolated.max(), abs=1e-5)
+    probability = 1 / (1 + np.exp(-interpolated))
     sure = np.abs(probability - threshold) > 1e-5
     assert answers[0]["mask"].dtype == bool
     np.testing.assert_array_equal(answers[0]["mask"][sure], (probability > threshold)[sure])
@@ -223,6 +225,17 @@ def pasted(mask: np.ndarray, size: tuple[int, int]) -> np.ndarray:
         Image.fromarray(mask.astype(np.uint8)).resize(box, Image.Resampling.NEAREST), (columns.start, rows.start)
     )
     return np.asarray(canvas)
+
+
+def test_the_peak_lies_in_the_picture_and_needs_no_mask_and_is_found_where_probabilities_saturate():
+    logits = np.full((32, 32), 90.0)  # on the border of the letterbox, which is not the picture
+    logits[6:26] = -9.0
+    logits[15, 21] = -1.0
+    faint = answer(logits, 20, 32, (32, 32))
+    assert (faint["peak"], faint["mask"].any()) == ((9, 21), False)
+    logits[6:26] += 60
+    sure = answer(logits, 20, 32, (32, 32))
+    assert (sure["peak"], sure["mask"].all(), sure["score"]) == ((9, 21), True, 1.0)
 
 
 def answer(logits: np.ndarray, height: int, width: int, size: tuple[int, int], threshold=0.5) -> dict:

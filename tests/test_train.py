@@ -1,0 +1,176 @@
+"""The training loop: every expression weighs the same however a step is cut, and what a recipe says is done."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import double_training
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+from test_examples import TINY, TWO_PROCESSES
+from torch.nn.modules.batchnorm import _BatchNorm
+from transformers import BertConfig
+
+from m3dec import M3DecConfig, M3DecForImageSegmentation
+from m3dec.examples import train
+from m3dec.examples.training_parts import batch_sizes, build_optimizer
+from m3dec.examples.training_recipe import TrainingRecipe, parse_recipe
+from m3dec.hub import SHIPPED_CHECKPOINT
+from m3dec.processing.referring_data.scenes import write_scenes
+
+
+@pytest.fixture(scope="module")
+def recipe(tmp_path_factory) -> Path:
+    """Ten steps of six pictures, each with three to six expressions, on batch norms that do not move."""
+    folder = tmp_path_factory.mktemp("train")
+    write_scenes(folder, split_sizes={"train": 20, "val": 2})
+    fields = {"data_root": str(folder), "max_train_steps": 10, "cpu": True, "eval_images": 1, "logging_steps": 5}
+    fields |= {"global_batch_size": 6, "per_device_train_batch_size": 6, "expressions_per_image": 6}
+    fields |= {"frozen_batch_norms": "all", "weight_decay": 0.01, "num_warmup_steps": 2}
+    fields |= {"model": {**TINY, "dropout": 0.0}}
+    (folder / "recipe.yaml").write_text(yaml.safe_dump(fields))
+    return folder / "recipe.yaml"
+
+
+def trained_in_double(recipe: Path, output: Path, *flags, monkeypatch) -> dict[str, torch.Tensor]:
+    """The weights after a run in float64."""
+    with monkeypatch.context() as patch:
+        patch.setattr(train, "build_model", double_training.double_model)
+        patch.setattr(train, "normalized", double_training.double_batch)
+        train.main([str(recipe), "--output_dir", str(output), *flags])
+    return load_file(output / "last" / "model.safetensors")
+
+
+def trained_by_two(recipe: Path, output: Path, *flags) -> dict[str, torch.Tensor]:
+    """The same by two processes."""
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    environment["PYTHONPATH"] = str(Path(__file__).parent)
+    command = [
+        sys.executable,
+        *TWO_PROCESSES,
+        "-m",
+        "double_training",
+        str(recipe),
+        "--output_dir",
+        str(output),
+        *flags,
+    ]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=600)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "2 processes" in done.stdout
+    return load_file(output / "last" / "model.safetensors")
+
+
+def test_two_processes_and_accumulation_train_as_one_process_does(recipe, tmp_path, monkeypatch):
+    whole = trained_in_double(recipe, tmp_path / "whole", monkeypatch=monkeypatch)
+    assert all(tensor.dtype == torch.float64 for tensor in whole.values() if tensor.is_floating_point())
+    flags = ("--per_device_train_batch_size", "2")
+    others = {
+        "three batches a step": trained_in_double(recipe, tmp_path / "three", *flags, monkeypatch=monkeypatch),
+        "three on each of two processes": trained_by_two(
+            recipe, tmp_path / "six", "--per_device_train_batch_size", "1"
+        ),
+    }
+    for name, weights in others.items():
+        for key, tensor in whole.items():
+            assert (tensor - weights[key]).abs().max() <= 1e-10, (name, key)
+    flags = ("--learning_rate", "0", "--max_train_steps", "1")
+    initial = trained_in_double(recipe, tmp_path / "initial", *flags, monkeypatch=monkeypatch)
+    assert max((tensor - initial[key]).abs().max() for key, tensor in whole.items()) > 1e-3  # it did train
+
+
+@pytest.mark.parametrize(
+    ("most", "wanted", "processes", "expected"),
+    [(12, 48, 4, (12, 1)), (12, 48, 1, (12, 4)), (12, 48, 3, (8, 2)), (12, 48, 16, (3, 1)), (12, None, 4, (12, 1))],
+)
+def test_a_global_batch_is_kept_on_any_number_of_processes(most, wanted, processes, expected):
+    recipe = TrainingRecipe(per_device_train_batch_size=most, global_batch_size=wanted)
+    assert batch_sizes(recipe, processes) == expected
+
+
+def test_a_global_batch_that_cannot_be_shared_is_refused_by_name():
+    with pytest.raises(SystemExit, match="global_batch_size = 48 images, which 5 processes"):
+        batch_sizes(TrainingRecipe(global_batch_size=48), 5)
+
+
+def test_norms_and_biases_do_not_decay_and_backbone_and_bert_have_their_own_rates():
+    text = BertConfig(vocab_size=50, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16)
+    config = M3DecConfig(**{**TINY, "text_config": text, "decoder_ffn_dim": 16})
+    model = M3DecForImageSegmentation(config)
+    rates = {"learning_rate": 1e-3, "backbone_learning_rate": 2e-4, "text_encoder_learning_rate": 3e-5}
+    optimizer = build_optimizer(model, TrainingRecipe(**rates, weight_decay=0.1))
+    seen = {p: (group["lr"], group["weight_decay"]) for group in optimizer.param_groups for p in group["params"]}
+    assert seen.keys() == {p for p in model.parameters() if p.requires_grad}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            part = "backbone" if ".backbone." in name else "text_encoder" if ".text_encoder." in name else "rest"
+            rate = {"backbone": 2e-4, "text_encoder": 3e-5, "rest": 1e-3}[part]
+            decays = parameter.ndim > 1 and not name.endswith("bias")
+            assert seen[parameter] == (rate, 0.1 if decays else 0.0), name
+    norms = {p for m in model.modules() if isinstance(m, _BatchNorm | torch.nn.LayerNorm) for p in m.parameters()}
+    assert norms and all(seen[p][1] == 0 for p in norms if p.requires_grad)
+
+
+@pytest.mark.parametrize("frozen", ["none", "backbone", "all"])
+def test_frozen_batch_norms_keep_their_statistics(frozen, recipe, tmp_path):
+    flags = ("--max_train_steps", "1", "--frozen_batch_norms", frozen, "--output_dir", str(tmp_path))
+    train.main([str(recipe), *flags])
+    model = M3DecForImageSegmentation.from_pretrained(tmp_path / "last")
+    backbone = set(model.model.vision_encoder.backbone.modules())
+    for module in model.modules():
+        if isinstance(module, _BatchNorm):
+            kept = frozen == "all" or (frozen == "backbone" and module in backbone)
+            assert torch.equal(module.running_mean, torch.zeros_like(module.running_mean)) == kept
+
+
+def test_the_moving_average_is_what_is_saved_and_it_lags_behind_the_weights(recipe, tmp_path):
+    flags = ("--ema_decay", "0.9", "--checkpointing_steps", "10", "--output_dir", str(tmp_path))
+    train.main([str(recipe), *flags])
+    state = torch.load(tmp_path / "checkpoints" / "step-00000010" / "training.pt", weights_only=True)
+    saved = load_file(tmp_path / "last" / "model.safetensors")
+    name = "mask_decoder.last_convolution.weight"
+    assert torch.equal(saved[name], state["average"][f"module.{name}"])
+    assert not torch.equal(saved[name], state["model"][name])
+
+
+def test_a_run_leaves_its_recipe_its_figures_its_pictures_and_a_card(recipe, tmp_path):
+    flags = ("--with_tracking", "--report_to", "tensorboard", "--seed", "5", "--output_dir", str(tmp_path / "run"))
+    pytest.importorskip("tensorboard", reason="tensorboard is an extra")
+    train.main([str(recipe), *flags])
+    again = parse_recipe([str(tmp_path / "run" / "recipe.yaml")])
+    assert again == parse_recipe([str(recipe), *flags])
+    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    losses = [line for line in lines if "figures" not in line]
+    assert [line["step"] for line in losses] == [5, 10]
+    assert {"loss", "mask_loss", "reconstruction_spread", "learning_rate", "images_per_second"} <= losses[0].keys()
+    assert lines[-1]["figures"]["all"]["count"] == 6
+    for name in ("curves.png", "samples.png", "last/README.md", "best/README.md"):
+        assert (tmp_path / "run" / name).stat().st_size > 1000
+    assert list((tmp_path / "run" / "tracking").rglob("events.out.tfevents*"))
+
+
+def test_a_tracker_that_is_not_installed_is_named(recipe, tmp_path):
+    try:
+        import trackio  # noqa: F401
+    except ImportError:
+        with pytest.raises(SystemExit, match="pip install trackio"):
+            train.main([str(recipe), "--with_tracking", "--report_to", "trackio", "--output_dir", str(tmp_path)])
+
+
+@pytest.mark.parametrize("listens", [True, False])
+def test_a_model_that_never_reads_the_words_is_called_stuck_blind(listens, recipe, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(train, "LISTENS_BY", 1)
+    flags = ["--learning_rate", "0", "--max_train_steps", "2", "--num_warmup_steps", "0"]
+    if listens:
+        flags += ["--model_name_or_path", str(SHIPPED_CHECKPOINT), "--model.image_size", "160"]
+    train.main([str(recipe), *flags, "--output_dir", str(tmp_path)])
+    assert ("STUCK BLIND at step 1?" in capsys.readouterr().out) != listens
+
+
+def test_steps_of_unequal_size_are_refused_where_there_are_too_few_examples(recipe, tmp_path):
+    with pytest.raises(SystemExit, match="A step takes 60 examples, but there are 20"):
+        train.main([str(recipe), "--global_batch_size", "60", "--output_dir", str(tmp_path)])
