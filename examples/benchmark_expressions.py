@@ -84,9 +84,9 @@ def compare_evaluation(name: str, model, processor, dataset: datasets.Dataset, r
     ]
     answered = sum(result.predicted > 0 for result in results)  # random weights may answer with nothing
     print(
-        f"{name}: {len(results)} expressions, {answered} answered with pixels, {min(together):.2f} s, by one call per expression {min(alone):.2f} s, "
-        f"{min(alone) / min(together):.2f} times as long; {sum(map(bool, pixels))} counts differ, by {max(pixels)} "
-        "pixels at most"
+        f"{name}: {len(results)} expressions, {answered} answered with pixels, {min(together):.2f} s, "
+        f"by one call per expression {min(alone):.2f} s, {min(alone) / min(together):.2f} times as long; "
+        f"{sum(map(bool, pixels))} counts differ, by {max(pixels)} pixels at most"
     )
 
 

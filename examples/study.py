@@ -1,12 +1,12 @@
 """Tables I, II and III of § IV-B: train their rows with several seeds, and print them beside the paper's figures.
 
     python examples/study.py --tables 2 3 lfr blind --base examples/recipes/study_scenes.yaml --seeds 0 1 --at_once 2
-    python examples/study.py --tables 1 2 3 --launcher "torchrun --nproc_per_node 4 -m" \\
-        --data_root data --image_root data/train2014 --word_vectors glove.6B.300d.txt
+    python examples/study.py --launcher "torchrun --nproc_per_node 4 -m" --data_root data --image_root data/train2014 \\
+        --word_vectors glove.6B.300d.txt
 
-A row is a recipe of examples/recipes/tables; --base puts another recipe under all of them. Flags that are not the study's
-own go to train.py. Each run has a folder in output_dir; started again, the study goes on with what is not finished. It
-writes tables.md, curves.png and, for each run, result.json: the figures of its last step, not of its best.
+A row is a recipe of examples/recipes/tables; --base puts another recipe under all of them. Flags that are not the
+study's own go to train.py. Each run has a folder in output_dir; started again, the study goes on with what is not
+finished. It writes tables.md, curves.png and, for each run, result.json: the figures of its last step, not of its best.
 """
 
 import json

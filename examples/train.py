@@ -175,8 +175,8 @@ def train_step(training: Training, window: list[dict]) -> dict[str, Tensor]:
             if not torch.isfinite(outputs.loss):
                 raise FloatingPointError(
                     f"The loss is {outputs.loss.item()} for the sentences {sent_ids.tolist()} (sent_id) of one batch "
-                    f"of step {training.progress.step + 1}. The last checkpoint is untouched; lower the learning rate, "
-                    "or look at these."
+                    f"of step {training.progress.step + 1}. The last checkpoint is untouched: look at these, or go "
+                    "on from it, or from the one before, with a lower --learning_rate."
                 )
             accelerator.backward(weight * outputs.loss)  # Eq. 5
         for name in ("loss", "mask_loss", "reconstruction_loss"):
@@ -363,8 +363,12 @@ def save(training: Training, figures: dict, folder: Path) -> None:
         num_processes=training.accelerator.num_processes,
         minutes=training.progress.minutes,
     )
-    shutil.rmtree(folder, ignore_errors=True)
+    old = folder.with_name(folder.name + ".old")
+    shutil.rmtree(old, ignore_errors=True)
+    if folder.exists():
+        folder.rename(old)  # a folder that is being deleted is not seen under its own name
     temporary.rename(folder)
+    shutil.rmtree(old, ignore_errors=True)
 
 
 def save_checkpoint(training: Training) -> None:
@@ -384,31 +388,40 @@ def resume(training: Training) -> None:
     output, wanted = Path(training.recipe.output_dir), training.recipe.resume_from_checkpoint
     path = newest_checkpoint(output / "checkpoints") if wanted == "newest" else Path(wanted)
     if path is None:
-        raise SystemExit(
-            f"There is no whole checkpoint in {output / 'checkpoints'}. --checkpointing_steps writes them."
-        )
-    try:
-        state, process = read_checkpoint(path, training.accelerator)
-    except (ValueError, OSError) as error:
-        raise SystemExit(str(error)) from error
-    parts = stateful(training)
-    if missing := sorted(parts.keys() - state.keys()):
-        raise SystemExit(f"{path} lacks {', '.join(missing)}. A training goes on with the recipe it was started by.")
-    for name, part in parts.items():
-        part.load_state_dict(state[name])
-    for name, buffer in training.model.named_buffers():
-        buffer.copy_(process["buffers"][name])
-    torch.set_rng_state(process["rng"])
-    if "cuda_rng" in process and torch.cuda.is_available():
-        torch.cuda.set_rng_state(process["cuda_rng"])
-    training.progress = Progress(**state["progress"])
+        training.accelerator.print(f"no whole checkpoint in {output / 'checkpoints'} yet: starting at step 0")
+    else:
+        load_checkpoint(training, path)
+        training.accelerator.print(f"going on from {path}, step {training.progress.step}")
     metrics = output / "metrics.jsonl"
     if training.accelerator.is_main_process and metrics.exists():
         lines = metrics.read_text(encoding="utf-8").splitlines(keepends=True)
         kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= training.progress.step]
         metrics.with_suffix(".tmp").write_text("".join(kept), encoding="utf-8")
         metrics.with_suffix(".tmp").rename(metrics)
-    training.accelerator.print(f"going on from {path}, step {training.progress.step}")
+
+
+def load_checkpoint(training: Training, path: Path) -> None:
+    """Put everything back to where `save_checkpoint` was, but learning rates and decay to what the recipe says now."""
+    try:
+        state, process = read_checkpoint(path, training.accelerator)
+    except (ValueError, OSError) as error:
+        raise SystemExit(str(error)) from error
+    parts, schedule, groups = stateful(training), training.schedule, training.optimizer.param_groups
+    if missing := sorted(parts.keys() - state.keys()):
+        raise SystemExit(f"{path} lacks {', '.join(missing)}. A training goes on with the recipe it was started by.")
+    settings = [{name: group[name] for name in ("initial_lr", "weight_decay")} for group in groups]
+    for name, part in parts.items():
+        part.load_state_dict(state[name])
+    for group, setting in zip(training.optimizer.param_groups, settings, strict=True):
+        rate = setting["initial_lr"] * schedule.lr_lambdas[0](schedule.last_epoch)
+        group.update(setting, lr=rate)
+    schedule.base_lrs = [setting["initial_lr"] for setting in settings]
+    for name, buffer in training.model.named_buffers():
+        buffer.copy_(process["buffers"][name])
+    torch.set_rng_state(process["rng"])
+    if "cuda_rng" in process and torch.cuda.is_available():
+        torch.cuda.set_rng_state(process["cuda_rng"])
+    training.progress = Progress(**state["progress"])
 
 
 def stateful(training: Training) -> dict:

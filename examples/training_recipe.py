@@ -137,6 +137,8 @@ class TrainingRecipe(DataArguments):
                 raise ValueError(
                     f"{name} must be one of {', '.join(map(str, known))}, but it is {getattr(self, name)!r}."
                 )
+        if self.checkpoints_total_limit < 1:
+            raise ValueError(f"checkpoints_total_limit is at least 1, but it is {self.checkpoints_total_limit}.")
         if self.ema_decay is not None and not 0 < self.ema_decay < 1:
             raise ValueError(f"ema_decay is between 0 and 1, such as 0.999, but it is {self.ema_decay}.")
 

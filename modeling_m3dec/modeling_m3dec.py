@@ -466,7 +466,7 @@ class M3DecForImageSegmentation(M3DecPreTrainedModel):
 
 
 def masks_at(labels: Tensor, logits: Tensor) -> Tensor:
-    """`labels` (N, H, W) at the size of `logits` (N, h, w), in their dtype: 1.0 where at least half a cell is object."""
+    """`labels` (N, H, W) at the size of `logits` (N, h, w), in their dtype: 1 where at least half a cell is object."""
     if labels.ndim != 3 or len(labels) != len(logits):
         raise ValueError(
             f"labels must be (N, H, W) with one mask for each of the {len(logits)} expressions, but they are "

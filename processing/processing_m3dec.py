@@ -1,7 +1,7 @@
 """Images, expressions and masks to a batch, and logits back to masks: the two ends of § III, Fig. 2."""
 
 import unicodedata
-from itertools import chain
+from itertools import chain, takewhile
 
 import numpy as np
 import torch
@@ -13,6 +13,8 @@ from transformers.utils import logging
 from .image_processing_m3dec import in_a_list, letterbox_box, letterbox_size, mask_arrays, rgb_arrays
 
 logger = logging.get_logger(__name__)
+
+PIXELS_AT_ONCE = 2**20  # of masks in post-processing; more do not fit into a CPU's cache
 
 
 class M3DecProcessor(ProcessorMixin):
@@ -138,17 +140,26 @@ class M3DecProcessor(ProcessorMixin):
         logits = outputs if isinstance(outputs, torch.Tensor) else outputs.logits
         logits = logits.detach().float()
         check_post_processing(logits, target_sizes, threshold)
+        if target_sizes is None:
+            sizes = [tuple(logits.shape[1:])] * len(logits)
+        else:
+            sizes = [(int(height), int(width)) for height, width in target_sizes]
         answers = []
-        for n, logit in enumerate(logits):
-            height, width = logit.shape if target_sizes is None else (int(side) for side in target_sizes[n])
+        while len(answers) < len(logits):  # those of one size together, as far as they fit into PIXELS_AT_ONCE
+            start, (height, width) = len(answers), sizes[len(answers)]
+            same = sum(1 for _ in takewhile((height, width).__eq__, sizes[start:]))
+            part = logits[start : start + min(same, max(1, PIXELS_AT_ONCE // (height * width)))]
             if self.image_processor.do_letterbox and target_sizes is not None:
-                logit = inside_letterbox(logit, height, width, letterbox_size(self.image_processor))
-            logit = F.interpolate(logit[None, None], size=(height, width), mode="bilinear", align_corners=False)
-            probability = logit[0, 0].sigmoid()  # (height, width)
-            mask = probability > threshold
-            score = probability[mask].mean().item() if mask.any() else 0.0
-            peak = divmod(logit.argmax().item(), width)  # of the logit: probabilities saturate
-            answers.append({"mask": mask.cpu().numpy(), "score": score, "peak": peak})
+                side = letterbox_size(self.image_processor)
+                part = torch.stack([inside_letterbox(logit, height, width, side) for logit in part])
+            part = F.interpolate(part[:, None], size=(height, width), mode="bilinear", align_corners=False)[:, 0]
+            probability = part.sigmoid()  # (n, height, width)
+            masks = probability > threshold
+            inside = (probability * masks).sum(dim=(1, 2), dtype=torch.float64)
+            scores = (inside / masks.sum(dim=(1, 2)).clamp(min=1)).tolist()
+            peaks = part.flatten(1).argmax(dim=1).tolist()  # of the logits: probabilities saturate
+            for mask, score, peak in zip(masks.cpu().numpy(), scores, peaks, strict=True):
+                answers.append({"mask": mask, "score": score, "peak": divmod(peak, width)})
         return answers
 
 

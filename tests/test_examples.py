@@ -25,7 +25,7 @@ from m3dec.processing.referring_data.scenes import draw_scene
 from m3dec.processing.referring_data.schema import decode_mask, encode_mask
 
 ALL_RECIPES = sorted(RECIPES.glob("**/*.yaml"))
-TWO_PROCESSES = ("-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "29517")
+TWO_PROCESSES = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")
 TINY = {
     "backbone_config": {"model_type": "timm_backbone", "backbone": "resnet10t", "out_indices": [2, 3, 4]},
     "image_size": 64,

@@ -14,6 +14,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 from PIL import Image
 from test_examples import run
 from transformers import pipeline
@@ -28,6 +29,19 @@ from m3dec.processing.referring_data.scenes import draw_scene, write_scenes
 ASKED = ["the leftmost thing", "the red ring", "the topmost star"]
 NUM_SCENES = 9
 RANK_0_OF_1 = ("--rank", "0", "--world_size", "1")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    """Here and in child processes: small models gain nothing from more, and wait for them where others compute too."""
+    threads, before = torch.get_num_threads(), os.environ.get("OMP_NUM_THREADS")
+    torch.set_num_threads(1)
+    os.environ["OMP_NUM_THREADS"] = "1"
+    yield
+    torch.set_num_threads(threads)
+    os.environ.pop("OMP_NUM_THREADS")
+    if before is not None:
+        os.environ["OMP_NUM_THREADS"] = before
 
 
 @pytest.fixture(scope="module")
@@ -240,11 +254,12 @@ def test_killed_inside_and_between_parts_it_goes_on_and_ends_with_the_same_files
     output, finished = tmp_path / "out", {}
     moments = [("answering", 1, 0), ("writing", 1, 0), ("between", 1, 1), ("answering", 2, 1), ("synchronizing", 2, 2)]
     command = [sys.executable, "-c", KILLED, *flags(folder, output)]
-    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL, "text": True}
-    with subprocess.Popen(command, **pipes) as children:
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    said = tmp_path / "said.txt"
+    with said.open("w") as file, subprocess.Popen(command, **pipes, stderr=file) as children:
         for moment, times, parts in moments:
             print(moment, times, file=children.stdin, flush=True)
-            assert children.stdout.readline() == f"died of {signal.SIGKILL:d}\n"
+            assert children.stdout.readline() == f"died of {signal.SIGKILL:d}\n", said.read_text()
             now = {path.name: path.stat() for path in output.glob("part-*.parquet")}
             assert len(now) == parts
             for name, stat in finished.items():
@@ -354,7 +369,7 @@ def test_rows_are_numbered_the_same_however_they_lie_in_files(folder, tmp_path):
     rows = pa.table({"id": range(11), "picture": names, "text": [ASKED[n % 3] for n in range(11)]})
     columns = ("--image_column", "picture", "--text_column", "text", "--image_root", str(folder))
     tables = []
-    for row_group, shard in [(11, 11), (3, 5), (11, 4), (2, 1)]:
+    for row_group, shard in [(11, 11), (3, 5), (11, 4)]:
         path = tmp_path / f"{row_group}_{shard}" / "rows.parquet"
         path.parent.mkdir()
         pq.write_table(rows, path, row_group_size=row_group)

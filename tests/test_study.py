@@ -1,0 +1,91 @@
+"""A study trains each row with each seed once, goes on where it was stopped, and prints what is on disk."""
+
+import json
+import sys
+
+import pytest
+import yaml
+
+from m3dec.examples import study
+from m3dec.examples.study import PAPER, TABLES, verdict
+from m3dec.examples.training_recipe import RECIPES
+
+TRAINING = """
+import json, pathlib, sys, yaml
+flags = dict(zip(sys.argv[3::2], sys.argv[4::2]))
+output, recipe = pathlib.Path(flags["--output_dir"]), yaml.safe_load(open(sys.argv[2]))
+if "broken" in flags.get("--text_encoder", "") and "seed1" in output.name:
+    sys.exit("no room left")
+lines = [{"step": 1, "loss": 0.5}]
+last = 0.6 + 0.01 * int(flags["--seed"]) - 0.2 * (recipe["model"].get("interaction") == "none")
+for step, miou in ((1, 0.9), (2, last)):
+    scores = {"oiou": 0.5, "miou": miou, "pr@0.5": 0.7, "pr@0.9": 0.1, "count": 9}
+    lines.append({"step": step, "figures": {"all": scores}})
+(output / "metrics.jsonl").write_text("".join(json.dumps(line) + "\\n" for line in lines))
+"""
+
+
+@pytest.fixture
+def run(tmp_path, monkeypatch):
+    """A study whose trainings are a small program that writes what train.py would."""
+    monkeypatch.setattr(study, "read_data", lambda recipe: None)
+    (tmp_path / "training.py").write_text(TRAINING)
+    launcher = f"{sys.executable} {tmp_path / 'training.py'}"
+    flags = ["--output_dir", str(tmp_path / "study"), "--launcher", launcher, "--seeds", "0", "1", "--at_once", "2"]
+    return lambda *more: study.main([*flags, *more])
+
+
+def test_tables_stand_in_the_papers_form_beside_the_papers_figures(run, tmp_path, capsys):
+    run("--tables", "2", "3")
+    printed = capsys.readouterr().out
+    assert (
+        "| #0 Baseline (Generic LAV) | 40.50 ± 0.50 (paper 62.04) | 70.00 ± 0.00 (paper 73.52) | 2 | -20.00 |"
+        in printed
+    )
+    assert "| #2 Baseline + IMI | 60.50 ± 0.50 (paper 66.70) | 70.00 ± 0.00 (paper 77.62) | 2 | undecided |" in printed
+    assert (
+        "| Ours | 60.50 ± 0.50 (paper 67.88) | 70.00 ± 0.00 (paper 79.01) | 10.00 ± 0.00 (paper 17.70) | 2 |  |"
+        in printed
+    )
+    assert (tmp_path / "study" / "tables.md").read_text().strip() == printed.strip()
+    assert (tmp_path / "study" / "curves.png").stat().st_size > 1000
+
+
+def test_a_row_is_its_recipe_over_the_base_of_the_users_choice(run, tmp_path):
+    (tmp_path / "base.yaml").write_text(yaml.safe_dump({"seed": 7, "model": {"hidden_size": 16}}))
+    run("--tables", "2", "blind", "--base", str(tmp_path / "base.yaml"))
+    rows = {path.stem: yaml.safe_load(path.read_text()) for path in (tmp_path / "study" / "recipes").iterdir()}
+    assert rows["ours"] == {"seed": 7, "model": {"hidden_size": 16}}
+    assert rows["blind"] == {"seed": 7, "shuffle_expressions": True, "model": {"hidden_size": 16}}
+    changes = yaml.safe_load((RECIPES / "tables" / "table2_0.yaml").read_text())["model"]
+    assert rows["table2_0"] == {"seed": 7, "model": {"hidden_size": 16, **changes}}
+
+
+def test_a_study_that_was_stopped_goes_on_with_what_is_missing(run, tmp_path):
+    with pytest.raises(SystemExit, match="Without a result: table3_vlt-seed1, table3_concatenated-seed1, ours-seed1"):
+        run("--tables", "3", "--text_encoder", "broken")
+    finished = tmp_path / "study" / "ours-seed0" / "result.json"
+    assert "no room left" in (tmp_path / "study" / "ours-seed1" / "train.log").read_text()
+    written = finished.stat().st_mtime_ns
+    run("--tables", "3")
+    assert finished.stat().st_mtime_ns == written
+    assert json.loads((tmp_path / "study" / "ours-seed1" / "result.json").read_text())["step"] == 2
+
+
+def test_a_difference_within_the_spread_of_the_seeds_is_undecided():
+    assert verdict([0.50, 0.52], [0.52, 0.54]) == "undecided"
+    assert verdict([0.50, 0.51], [0.55, 0.56]) == "-5.00"
+    assert verdict([0.40], [0.55, 0.56]).startswith("undecided")
+
+
+def test_every_cell_of_the_papers_tables_has_its_figure_and_its_recipe():
+    for key in ("1", "2", "3"):
+        for names in TABLES[key].lines.values():
+            for name in names:
+                assert len(PAPER[name]) >= len(TABLES[key].scores)
+                assert name == "ours" or (RECIPES / "tables" / f"{name}.yaml").exists()
+
+
+def test_an_unknown_table_is_refused(run):
+    with pytest.raises(SystemExit, match="1, 2, 3, lfr, blind"):
+        run("--tables", "5")
