@@ -156,7 +156,7 @@ class M3DecProcessor(ProcessorMixin):
             probability = part.sigmoid()  # (n, height, width)
             masks = probability > threshold
             inside = (probability * masks).sum(dim=(1, 2), dtype=torch.float64)
-            scores = (inside / masks.sum(dim=(1, 2)).clamp(min=1)).tolist()
+            scores = (inside / masks.sum(dim=(1, 2)).clamp(min=1)).float().tolist()
             peaks = part.flatten(1).argmax(dim=1).tolist()  # of the logits: probabilities saturate
             for mask, score, peak in zip(masks.cpu().numpy(), scores, peaks, strict=True):
                 answers.append({"mask": mask, "score": score, "peak": divmod(peak, width)})

@@ -375,6 +375,19 @@ def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(damage, accelera
         read_checkpoint(path.parent, accelerator)
 
 
-def test_without_a_checkpoint_there_is_a_sentence(recipe, tmp_path):
-    with pytest.raises(SystemExit, match="--checkpointing_steps"):
-        train.main([str(recipe), "--output_dir", str(tmp_path), "--resume_from_checkpoint", "newest"])
+def test_a_run_that_was_killed_before_its_first_checkpoint_starts_again_and_forgets_its_figures(recipe, tmp_path):
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1, "loss": 7.0}\n')
+    flags = ["--output_dir", str(tmp_path), "--resume_from_checkpoint", "newest"]
+    train.main([str(recipe), *flags])
+    assert digest(tmp_path) == digest(recipe.parent / "whole")
+    assert figures(tmp_path) == figures(recipe.parent / "whole")
+
+
+def test_a_training_goes_on_with_the_learning_rate_that_it_is_given_now(recipe, tmp_path):
+    flags = ["--output_dir", str(tmp_path), "--checkpointing_steps", "4", "--logging_steps", "1"]
+    train.main([str(recipe), *flags, "--max_train_steps", "4", "--lr_scheduler_type", "constant"])
+    flags += ["--resume_from_checkpoint", "newest", "--max_train_steps", "6", "--lr_scheduler_type", "constant"]
+    train.main([str(recipe), *flags, "--learning_rate", "1e-5"])
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    rates = {line["step"]: line["learning_rate"] for line in lines if "learning_rate" in line}
+    assert rates == {1: 0.01, 2: 0.01, 3: 0.01, 4: 0.01, 5: 1e-5, 6: 1e-5}

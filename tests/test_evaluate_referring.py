@@ -206,6 +206,7 @@ def test_two_processes_give_the_rows_of_one_for_1_to_20_images(tiny, uneven, one
     assert len({row.predicted for row in alone}) > len(alone) // 2  # the answers are something that could differ
 
 
+@pytest.mark.slow
 def test_the_program_in_two_processes_writes_and_prints_once_what_it_does_in_one(tiny, data, tmp_path):
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     printed = {}

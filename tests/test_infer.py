@@ -289,7 +289,7 @@ def test_two_ranks_together_give_what_one_gives(folder, whole, tmp_path):
 
 @pytest.mark.slow
 def test_torchrun_deals_out_the_parts(folder, whole, tmp_path):
-    launcher = ("-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "29519")
+    launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")
     command = [flag for flag in flags(folder, tmp_path / "out") if flag not in RANK_0_OF_1]
     run(*command, module="m3dec.examples.infer", launcher=launcher)
     table, expected = pq.read_table(tmp_path / "out"), pq.read_table(whole)
