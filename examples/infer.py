@@ -237,6 +237,9 @@ def open_input(arguments: InferenceArguments) -> "Pictures | ParquetFiles":
     roots = {path: path if path.is_dir() else path.parent for path in paths}
     found = sorted({(name, roots[path]) for path in paths for name in names[path]})
     tables = [(name, root / name) for name, root in found if name.lower().endswith(".parquet")]
+    twice = sorted({one for (one, _), (other, _) in pairwise(found) if one == other})
+    if twice:
+        raise ReferringDataError(f"Rows are told apart by their file's name, but --input has two of {twice[0]}.")
     pictures = [name for name, _ in found if name.lower().endswith(PICTURES)]
     if tables and not pictures:
         return ParquetFiles(tables, arguments)

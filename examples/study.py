@@ -1,8 +1,8 @@
 """Tables I, II and III of § IV-B: train their rows with several seeds, and print them beside the paper's figures.
 
     python examples/study.py --tables 2 3 lfr blind --base examples/recipes/study_scenes.yaml --seeds 0 1 --at_once 2
-    python examples/study.py --launcher "torchrun --nproc_per_node 4 -m" --data_root data --image_root data/train2014 \\
-        --word_vectors glove.6B.300d.txt
+    python examples/study.py --launcher "torchrun --standalone --nproc_per_node 4 -m" --data_root data \\
+        --image_root data/train2014 --word_vectors glove.6B.300d.txt
 
 A row is a recipe of examples/recipes/tables; --base puts another recipe under all of them. Flags that are not the
 study's own go to train.py. Each run has a folder in output_dir; started again, the study goes on with what is not
@@ -27,6 +27,7 @@ from transformers import HfArgumentParser
 
 from m3dec.examples.training_parts import read_data
 from m3dec.examples.training_recipe import RECIPES, parse_recipe, read_recipe
+from m3dec.examples.training_report import read_metrics
 
 
 @dataclass
@@ -74,6 +75,7 @@ PAPER = {  # IoU, Pr@0.5 and, where Table III gives it, Pr@0.9, percent; the nam
 }
 OTHER_ROWS = {  # the fields of a recipe that they change
     "ours": {},
+    "lfr_joint": {"model": {"reconstruction_target": "joint"}},
     "lfr_detached": {"model": {"reconstruction_target": "detached"}},
     "blind": {"shuffle_expressions": True},
 }
@@ -113,7 +115,7 @@ TABLES = {
         ("",),
         {
             "no LFR": ("table2_2",),
-            "joint: gradients into the target too, the text as written": ("ours",),
+            "joint: gradients into the target too, the text as written": ("lfr_joint",),
             "detached: a fixed target": ("lfr_detached",),
         },
     ),
@@ -137,7 +139,12 @@ def main(arguments: list[str] | None = None):
     runs = [(name, seed) for seed in study.seeds for name in names]
     for name in names:
         write_row_recipe(name, study.base, output / "recipes" / f"{name}.yaml")
-    read_data(parse_recipe([str(output / "recipes" / f"{names[0]}.yaml"), *flags]))  # drawn and cached once for all
+    try:
+        recipes = [parse_recipe([str(output / "recipes" / f"{name}.yaml"), *flags]) for name in names]
+        check_results(runs, output, flags)
+    except ValueError as error:
+        raise SystemExit(str(error)) from error
+    read_data(recipes[0])  # drawn and cached once for all
     bar = tqdm(total=len(runs), desc="runs")
     with bar, ThreadPoolExecutor(study.at_once) as pool:
 
@@ -148,6 +155,7 @@ def main(arguments: list[str] | None = None):
 
         finished = list(pool.map(finish, runs))
     text = "\n\n".join(table_text(TABLES[key], output, study.seeds) for key in study.tables)
+    text += "\n\nThreshold 0.5; the paper's figures are on RefCOCO's val, probably at 0.35."
     (output / "tables.md").write_text(text + "\n", encoding="utf-8")
     print(text)
     draw_curves({key: TABLES[key] for key in study.tables}, output, study.seeds)
@@ -158,6 +166,19 @@ def main(arguments: list[str] | None = None):
 
 def run_name(name: str, seed: int) -> str:
     return f"{name}-seed{seed}"
+
+
+def check_results(runs: list[tuple[str, int]], output: Path, flags: list[str]) -> None:
+    """Raise ValueError where a result on disk is of another recipe or other flags: tables do not mix studies."""
+    for name, seed in runs:
+        path = output / run_name(name, seed) / "result.json"
+        if path.exists() and json.loads(path.read_text(encoding="utf-8"))["made_by"] != made_by(name, output, flags):
+            raise ValueError(f"{path} is of another recipe or other flags. Choose another --output_dir, or delete it.")
+
+
+def made_by(name: str, output: Path, flags: list[str]) -> dict:
+    recipe = (output / "recipes" / f"{name}.yaml").read_text(encoding="utf-8")
+    return {"recipe": yaml.safe_load(recipe), "flags": flags}
 
 
 def write_row_recipe(name: str, base: str | None, path: Path) -> None:
@@ -193,7 +214,7 @@ def train_row(name: str, seed: int, study: StudyArguments, flags: list[str]) -> 
         ended = subprocess.run(command, stdout=log, stderr=subprocess.STDOUT, env=environment, check=False)
     if ended.returncode != 0:
         return False
-    last = evaluations(output)[-1]
+    last = evaluations(output)[-1] | {"made_by": made_by(name, Path(study.output_dir), flags)}
     (output / "result.tmp").write_text(json.dumps(last, indent=2), encoding="utf-8")
     (output / "result.tmp").rename(output / "result.json")
     return True
@@ -201,8 +222,7 @@ def train_row(name: str, seed: int, study: StudyArguments, flags: list[str]) -> 
 
 def evaluations(output: Path) -> list[dict]:
     """The lines of a run's metrics.jsonl that hold scores."""
-    lines = (output / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-    return [line for line in map(json.loads, lines) if "figures" in line]
+    return [line for line in read_metrics(output / "metrics.jsonl") if "figures" in line]
 
 
 def results(name: str, output: Path, seeds: list[int]) -> list[dict[str, float]]:

@@ -132,7 +132,7 @@ def train(training: Training) -> None:
                 if progress.step % recipe.logging_steps == 0:
                     log(training, losses, bar.format_dict["rate"])
                 if progress.step % (recipe.eval_steps or training.steps_per_epoch) == 0 or last:
-                    evaluate_and_save(training, losses["loss"].item())
+                    evaluate_and_save(training, losses)
                 elif progress.step == recipe.num_warmup_steps + LISTENS_BY:
                     warn_if_blind(training, evaluate_held_out(training))
                 asked = latest_signal(signals, accelerator)
@@ -182,7 +182,8 @@ def train_step(training: Training, window: list[dict]) -> dict[str, Tensor]:
         for name in ("loss", "mask_loss", "reconstruction_loss"):
             if outputs.get(name) is not None:
                 losses[name] = losses.get(name, 0.0) + weight * outputs[name].detach()
-    if training.model.language_reconstruction is not None:
+    logged = (training.progress.step + 1) % training.recipe.logging_steps == 0
+    if logged and training.model.language_reconstruction is not None:
         losses["reconstruction_spread"] = reconstruction_spread(training.model, outputs, batch["attention_mask"])
     if training.recipe.max_grad_norm:
         accelerator.clip_grad_norm_(training.model.parameters(), training.recipe.max_grad_norm)
@@ -198,7 +199,9 @@ def train_step(training: Training, window: list[dict]) -> dict[str, Tensor]:
 def reconstruction_spread(model: M3DecForImageSegmentation, outputs, attention_mask: Tensor) -> Tensor:
     """How far LFR's targets differ within a batch: a scalar near 0 says that they collapsed to a constant (Eq. 4)."""
     words, sentences = outputs.word_features, outputs.sentence_features
-    return model.language_reconstruction.project(words, sentences, attention_mask.bool()).std(dim=0).mean()
+    return (
+        model.language_reconstruction.project(words, sentences, attention_mask.bool()).std(dim=0, correction=0).mean()
+    )
 
 
 def training_mode(training: Training) -> None:
@@ -249,6 +252,7 @@ def prepare(recipe: TrainingRecipe, accelerator: Accelerator) -> Training:
     batches, order = build_loader(recipe, splits[recipe.train_split], processor, model.config, batch_size, step_size)
     optimizer = build_optimizer(model, recipe)
     wrapped, optimizer, batches = accelerator.prepare(model, optimizer, batches)
+    set_seed(recipe.seed, device_specific=True)  # the weights are the same everywhere, dropout is not
     steps_per_epoch = len(batches) // accumulation  # all of one size: what is left over is left out
     total_steps = recipe.max_train_steps or recipe.num_train_epochs * steps_per_epoch
     return Training(
@@ -279,11 +283,11 @@ def log(training: Training, losses: dict[str, Tensor], steps_per_second: float |
     record(training, **losses, learning_rate=rate, images_per_second=speed)
 
 
-def evaluate_and_save(training: Training, loss: float) -> None:
+def evaluate_and_save(training: Training, losses: dict[str, Tensor]) -> None:
     """Measure, write the figures, the pictures, and the folders last/ and, where it is, best/."""
     progress, output = training.progress, Path(training.recipe.output_dir)
     results = evaluate_held_out(training)
-    figures = by_kind(results)
+    figures, loss = by_kind(results), training.accelerator.reduce(losses["loss"], "mean").item()
     improved = figures["all"]["miou"] > progress.best
     progress.best = max(progress.best, figures["all"]["miou"])
     peaks, chance = warn_if_blind(training, results)
@@ -312,8 +316,8 @@ def evaluate_held_out(training: Training) -> list:
 def warn_if_blind(training: Training, results: list) -> tuple[float, float]:
     """Say so where the answers do not depend on the words; return what `listening` measured."""
     peaks, chance = listening(results)
-    step = training.progress.step
-    if step >= training.recipe.num_warmup_steps + LISTENS_BY and peaks <= 1.25 * chance:
+    step, main = training.progress.step, training.accelerator.is_main_process
+    if main and step >= training.recipe.num_warmup_steps + LISTENS_BY and peaks <= 1.25 * chance:
         tqdm.write(
             f"STUCK BLIND at step {step}? The answers peak in their target for {peaks:.0%} of the expressions; a model "
             f"that never reads them reaches {chance:.0%}. A lower --learning_rate, more --num_warmup_steps, "
@@ -336,8 +340,9 @@ def caught_signals():
 
 def latest_signal(received: list[int], accelerator: Accelerator) -> int:
     """The signal that any process got since the last call, SIGTERM before the other; 0 for none."""
-    asked = signal.SIGTERM if signal.SIGTERM in received else int(bool(received)) * signal.SIGUSR1
-    received.clear()
+    new = received[:]
+    del received[: len(new)]  # not one that comes right now
+    asked = signal.SIGTERM if signal.SIGTERM in new else int(bool(new)) * signal.SIGUSR1
     if accelerator.num_processes > 1:
         everywhere = gather(torch.tensor([int(asked)], device=accelerator.device)).tolist()
         asked = signal.SIGTERM if signal.SIGTERM in everywhere else max(everywhere)
@@ -350,7 +355,8 @@ def save(training: Training, figures: dict, folder: Path) -> None:
     shutil.rmtree(temporary, ignore_errors=True)
     training.evaluated.save_pretrained(temporary)
     training.processor.save_pretrained(temporary)
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() and not training.recipe.cpu else "CPU"
+    kind = training.accelerator.device.type
+    device = torch.cuda.get_device_name() if kind == "cuda" else kind.upper()
     write_model_card(
         temporary,
         {**dataclasses.asdict(training.recipe), "resume_from_checkpoint": None},
@@ -362,6 +368,7 @@ def save(training: Training, figures: dict, folder: Path) -> None:
         mixed_precision=training.accelerator.mixed_precision,
         num_processes=training.accelerator.num_processes,
         minutes=training.progress.minutes,
+        license=training.recipe.license,
     )
     old = folder.with_name(folder.name + ".old")
     shutil.rmtree(old, ignore_errors=True)

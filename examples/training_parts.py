@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import math
 import random
+import signal
 from collections import defaultdict
 from pathlib import Path
 
@@ -79,6 +80,14 @@ def build_model(recipe: TrainingRecipe, train: datasets.Dataset, accelerator: Ac
 def trained_model(recipe: TrainingRecipe):
     """A trained model and its processor, at the recipe's image size and in its letterbox if it asks for them."""
     model = M3DecForImageSegmentation.from_pretrained(recipe.model_name_or_path)
+    for name, value in recipe.model.items():
+        if name in ("mask_loss_weight", "dice_loss_weight"):
+            setattr(model.config, name, value)
+        elif name != "image_size" and not is_set(model.config, name, value):
+            raise SystemExit(
+                f"The recipe asks for {name} = {value!r}, but {recipe.model_name_or_path} was made with another, which "
+                "training on cannot change. Leave it out, or train a new model."
+            )
     processor = M3DecProcessor.from_pretrained(recipe.model_name_or_path)
     processor.image_processor.do_letterbox |= recipe.letterbox
     size = recipe.model.get("image_size", model.config.image_size)
@@ -86,6 +95,14 @@ def trained_model(recipe: TrainingRecipe):
         model.set_image_size(size)
         processor.image_processor.size = SizeDict(height=size, width=size)
     return model, processor
+
+
+def is_set(config, name: str, value) -> bool:
+    """Whether the field of a config is `value`; of a config within it, all that `value` gives."""
+    now = getattr(config, name)
+    if isinstance(value, dict) and not isinstance(now, dict):
+        return all(is_set(now, key, part) for key, part in value.items())
+    return list(now) == list(value) if isinstance(value, list | tuple) else now == value
 
 
 def new_model(recipe: TrainingRecipe, train: datasets.Dataset, accelerator: Accelerator):
@@ -158,6 +175,12 @@ def batch_sizes(recipe: TrainingRecipe, num_processes: int) -> tuple[int, int]:
             f"Start a number of processes that divides it, or choose another --global_batch_size."
         )
     at_once = max(size for size in range(1, min(most, share) + 1) if share % size == 0)
+    if at_once < min(most, share) / 2:
+        raise SystemExit(
+            f"Of a step's {wanted} images each of {num_processes} processes takes {share}, which no batch from "
+            f"{math.ceil(min(most, share) / 2)} to {min(most, share)} divides. Choose another --global_batch_size or "
+            "--per_device_train_batch_size."
+        )
     return at_once, share // at_once
 
 
@@ -185,9 +208,16 @@ def build_loader(recipe: TrainingRecipe, train: datasets.Dataset, processor, con
         num_workers=recipe.dataloader_num_workers,
         persistent_workers=recipe.dataloader_num_workers > 0,
         collate_fn=functools.partial(collate, processor=processor, shuffle_expressions=recipe.shuffle_expressions),
+        worker_init_fn=leave_signals_to_the_training,
         generator=torch.Generator(),  # its own: an iterator that is made takes nothing from dropout's
     )
     return batches, order
+
+
+def leave_signals_to_the_training(worker: int) -> None:
+    """A launcher sends SIGTERM to all of its processes; the batches that the last step needs come from this one."""
+    for number in (signal.SIGTERM, signal.SIGUSR1):
+        signal.signal(number, signal.SIG_IGN)
 
 
 def collate(examples: list[dict], processor: M3DecProcessor, shuffle_expressions: bool = False) -> dict:
@@ -221,19 +251,21 @@ def build_optimizer(model: M3DecForImageSegmentation, recipe: TrainingRecipe) ->
     language = model.model.language_encoder
     backbone = set(model.model.vision_encoder.backbone.parameters())
     text_encoder = set(language.text_encoder.parameters()) if model.config.text_config is not None else set()
-    groups = defaultdict(list)
+    rates = {"backbone": recipe.backbone_learning_rate, "text_encoder": recipe.text_encoder_learning_rate}
+    groups = defaultdict(list)  # whatever their rates are, so that a resumed training may change them
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            rate = recipe.learning_rate
-            if parameter in backbone:
-                rate = recipe.backbone_learning_rate or rate
-            elif parameter in text_encoder:
-                rate = recipe.text_encoder_learning_rate or rate
-            plain = parameter.ndim <= 1 or name.endswith("bias")
-            groups[rate, 0.0 if plain else recipe.weight_decay].append(parameter)
-    optimizer = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[recipe.optimizer]
-    groups = [{"params": group, "lr": rate, "weight_decay": decay} for (rate, decay), group in groups.items()]
-    return optimizer(groups, fused=True)
+            part = "backbone" if parameter in backbone else "text_encoder" if parameter in text_encoder else "rest"
+            groups[part, parameter.ndim <= 1 or name.endswith("bias")].append(parameter)
+    groups = [
+        {
+            "params": parameters,
+            "lr": rates.get(part) or recipe.learning_rate,
+            "weight_decay": 0.0 if plain else recipe.weight_decay,
+        }
+        for (part, plain), parameters in groups.items()
+    ]
+    return {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[recipe.optimizer](groups, fused=True)
 
 
 def rate_at(recipe: TrainingRecipe, steps_per_epoch: int, total_steps: int):

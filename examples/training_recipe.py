@@ -110,7 +110,11 @@ class TrainingRecipe(DataArguments):
         default=None, metadata={"help": "Of the evaluation split during training; None: all."}
     )
     checkpointing_steps: int | None = field(
-        default=None, metadata={"help": "Write a checkpoint to go on from every so many steps. None: on a signal only."}
+        default=None,
+        metadata={
+            "help": "Write a checkpoint to go on from every so many steps; several machines share output_dir. None: "
+            "on a signal only."
+        },
     )
     checkpoints_total_limit: int = field(default=2, metadata={"help": "Checkpoints to keep."})
     resume_from_checkpoint: str | None = field(
@@ -118,6 +122,9 @@ class TrainingRecipe(DataArguments):
     )
     shuffle_expressions: bool = field(
         default=False, metadata={"help": "A control: deal an image's expressions out at random."}
+    )
+    license: str | None = field(
+        default=None, metadata={"help": "Of the weights, for the model card, as the Hub spells it: cc-by-4.0."}
     )
     seed: int = 0
     cpu: bool = field(default=False, metadata={"help": "Train on the CPU though there is a GPU."})
@@ -137,6 +144,11 @@ class TrainingRecipe(DataArguments):
                 raise ValueError(
                     f"{name} must be one of {', '.join(map(str, known))}, but it is {getattr(self, name)!r}."
                 )
+        if self.shuffle_expressions and self.expressions_per_image < 2:
+            raise ValueError(
+                "shuffle_expressions deals an image's expressions out among its masks, so expressions_per_image is at "
+                f"least 2, but it is {self.expressions_per_image}."
+            )
         if self.checkpoints_total_limit < 1:
             raise ValueError(f"checkpoints_total_limit is at least 1, but it is {self.checkpoints_total_limit}.")
         if self.ema_decay is not None and not 0 < self.ema_decay < 1:

@@ -69,7 +69,7 @@ def curves_figure(lines: list[dict]) -> Figure:
     peaks = {"model": series(measured, "peak_in_target"), "blind": series(measured, "blind_chance")}
     draw_panel(next(panels), "surest pixel in the target, percent", peaks, scale="percent")
     draw_panel(next(panels), "learning rate", {"": series(trained, "learning_rate")})
-    speeds = {name: series(trained, f"{name}_per_second") for name in ("expressions", "images")}
+    speeds = {"images": series(trained, "images_per_second")}
     draw_panel(next(panels), "speed, each second", speeds)
     return figure
 

@@ -155,7 +155,8 @@ class M3DecProcessor(ProcessorMixin):
             part = F.interpolate(part[:, None], size=(height, width), mode="bilinear", align_corners=False)[:, 0]
             probability = part.sigmoid()  # (n, height, width)
             masks = probability > threshold
-            inside = (probability * masks).sum(dim=(1, 2), dtype=torch.float64)
+            precise = torch.float32 if part.device.type == "mps" else torch.float64
+            inside = (probability * masks).sum(dim=(1, 2), dtype=precise)
             scores = (inside / masks.sum(dim=(1, 2)).clamp(min=1)).float().tolist()
             peaks = part.flatten(1).argmax(dim=1).tolist()  # of the logits: probabilities saturate
             for mask, score, peak in zip(masks.cpu().numpy(), scores, peaks, strict=True):

@@ -74,7 +74,7 @@ def made_small(path: Path, folder: Path, output: Path) -> dict:
     recipe = read_recipe(path)
     changes = {**SMALL, "base": str(path), "data_root": str(folder / "data"), "output_dir": str(output), "model": TINY}
     if recipe.get("model_name_or_path"):
-        changes |= {"model_name_or_path": str(folder / "trained" / "last"), "model": {}}
+        changes["model_name_or_path"] = str(folder / "trained" / "last")
     if recipe.get("text_encoder"):
         changes |= {"text_encoder": str(folder / "bert"), "model": {**TINY, "backbone_config": TINY_SWIN}}
     if recipe.get("mix"):

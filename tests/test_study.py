@@ -11,10 +11,10 @@ from m3dec.examples.study import PAPER, TABLES, verdict
 from m3dec.examples.training_recipe import RECIPES
 
 TRAINING = """
-import json, pathlib, sys, yaml
+import json, os, pathlib, sys, yaml
 flags = dict(zip(sys.argv[3::2], sys.argv[4::2]))
 output, recipe = pathlib.Path(flags["--output_dir"]), yaml.safe_load(open(sys.argv[2]))
-if "broken" in flags.get("--text_encoder", "") and "seed1" in output.name:
+if "FULL_DISK" in os.environ and "seed1" in output.name:
     sys.exit("no room left")
 lines = [{"step": 1, "loss": 0.5}]
 last = 0.6 + 0.01 * int(flags["--seed"]) - 0.2 * (recipe["model"].get("interaction") == "none")
@@ -53,7 +53,7 @@ def test_tables_stand_in_the_papers_form_beside_the_papers_figures(run, tmp_path
 
 def test_a_row_is_its_recipe_over_the_base_of_the_users_choice(run, tmp_path):
     (tmp_path / "base.yaml").write_text(yaml.safe_dump({"seed": 7, "model": {"hidden_size": 16}}))
-    run("--tables", "2", "blind", "--base", str(tmp_path / "base.yaml"))
+    run("--tables", "2", "blind", "--base", str(tmp_path / "base.yaml"), "--expressions_per_image", "3")
     rows = {path.stem: yaml.safe_load(path.read_text()) for path in (tmp_path / "study" / "recipes").iterdir()}
     assert rows["ours"] == {"seed": 7, "model": {"hidden_size": 16}}
     assert rows["blind"] == {"seed": 7, "shuffle_expressions": True, "model": {"hidden_size": 16}}
@@ -61,15 +61,28 @@ def test_a_row_is_its_recipe_over_the_base_of_the_users_choice(run, tmp_path):
     assert rows["table2_0"] == {"seed": 7, "model": {"hidden_size": 16, **changes}}
 
 
-def test_a_study_that_was_stopped_goes_on_with_what_is_missing(run, tmp_path):
+def test_a_study_that_was_stopped_goes_on_with_what_is_missing(run, tmp_path, monkeypatch):
+    monkeypatch.setenv("FULL_DISK", "1")
     with pytest.raises(SystemExit, match="Without a result: table3_vlt-seed1, table3_concatenated-seed1, ours-seed1"):
-        run("--tables", "3", "--text_encoder", "broken")
+        run("--tables", "3")
+    monkeypatch.delenv("FULL_DISK")
     finished = tmp_path / "study" / "ours-seed0" / "result.json"
     assert "no room left" in (tmp_path / "study" / "ours-seed1" / "train.log").read_text()
     written = finished.stat().st_mtime_ns
     run("--tables", "3")
     assert finished.stat().st_mtime_ns == written
     assert json.loads((tmp_path / "study" / "ours-seed1" / "result.json").read_text())["step"] == 2
+
+
+def test_results_of_other_flags_or_another_base_are_not_mixed_in(run, tmp_path):
+    run("--tables", "3", "--max_train_steps", "10")
+    with pytest.raises(SystemExit, match="another recipe or other flags"):
+        run("--tables", "3")
+
+
+def test_a_language_blind_row_without_expressions_to_deal_out_is_refused(run):
+    with pytest.raises(SystemExit, match="expressions_per_image is at least 2"):
+        run("--tables", "blind")
 
 
 def test_a_difference_within_the_spread_of_the_seeds_is_undecided():

@@ -10,16 +10,19 @@ import double_training
 import pytest
 import torch
 import yaml
+from accelerate import Accelerator
 from safetensors.torch import load_file
 from test_examples import TINY, TWO_PROCESSES
 from torch.nn.modules.batchnorm import _BatchNorm
 from transformers import BertConfig
 
-from m3dec import M3DecConfig, M3DecForImageSegmentation
+from m3dec import M3DecConfig, M3DecForImageSegmentation, M3DecProcessor
 from m3dec.examples import train
+from m3dec.examples.evaluate_referring import by_kind, evaluate
 from m3dec.examples.training_parts import batch_sizes, build_optimizer
 from m3dec.examples.training_recipe import TrainingRecipe, parse_recipe
 from m3dec.hub import SHIPPED_CHECKPOINT
+from m3dec.processing.referring_data import load_referring_dataset
 from m3dec.processing.referring_data.scenes import write_scenes
 
 
@@ -81,6 +84,11 @@ def test_two_processes_and_accumulation_train_as_one_process_does(recipe, tmp_pa
     flags = ("--learning_rate", "0", "--max_train_steps", "1")
     initial = trained_in_double(recipe, tmp_path / "initial", *flags, monkeypatch=monkeypatch)
     assert max((tensor - initial[key]).abs().max() for key, tensor in whole.items()) > 1e-3  # it did train
+
+
+def test_a_global_batch_that_would_be_cut_into_single_images_is_refused():
+    with pytest.raises(SystemExit, match="takes 13, which no batch from 6 to 12 divides"):
+        batch_sizes(TrainingRecipe(global_batch_size=26), 2)
 
 
 @pytest.mark.parametrize(
@@ -153,12 +161,28 @@ def test_a_run_leaves_its_recipe_its_figures_its_pictures_and_a_card(recipe, tmp
     assert list((tmp_path / "run" / "tracking").rglob("events.out.tfevents*"))
 
 
-def test_a_tracker_that_is_not_installed_is_named(recipe, tmp_path):
-    try:
-        import trackio  # noqa: F401
-    except ImportError:
-        with pytest.raises(SystemExit, match="pip install trackio"):
-            train.main([str(recipe), "--with_tracking", "--report_to", "trackio", "--output_dir", str(tmp_path)])
+@pytest.mark.filterwarnings("ignore:`log_with=trackio` was passed")
+def test_a_tracker_that_is_not_installed_is_named(recipe, tmp_path, monkeypatch):
+    monkeypatch.setattr("accelerate.tracking.get_available_trackers", lambda: [])
+    with pytest.raises(SystemExit, match="pip install trackio"):
+        train.main([str(recipe), "--with_tracking", "--report_to", "trackio", "--output_dir", str(tmp_path)])
+
+
+def test_what_a_model_was_made_with_is_not_changed_silently_when_it_is_trained_on(recipe, tmp_path):
+    flags = ["--model_name_or_path", str(SHIPPED_CHECKPOINT), "--output_dir", str(tmp_path)]
+    with pytest.raises(SystemExit, match=r"asks for \w+ = .* was made with another"):
+        train.main([str(recipe), *flags, "--model.backbone_config", "{backbone: tf_efficientnet_lite0}"])  # that is so
+
+
+@pytest.mark.slow
+def test_the_figures_of_two_processes_are_those_of_the_averaged_model_that_they_save(recipe, tmp_path):
+    flags = ("--frozen_batch_norms", "none", "--ema_decay", "0.9", "--per_device_train_batch_size", "3")
+    trained_by_two(recipe, tmp_path, *flags, "--eval_images", "2")
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    splits = load_referring_dataset("refer", root=recipe.parent, dataset="scenes", split_by="scenes")
+    model = M3DecForImageSegmentation.from_pretrained(tmp_path / "last")
+    processor = M3DecProcessor.from_pretrained(tmp_path / "last")
+    assert lines[-1]["figures"] == by_kind(evaluate(model, processor, splits["val"], Accelerator(cpu=True)))
 
 
 @pytest.mark.parametrize("listens", [True, False])
@@ -166,8 +190,10 @@ def test_a_model_that_never_reads_the_words_is_called_stuck_blind(listens, recip
     monkeypatch.setattr(train, "LISTENS_BY", 1)
     flags = ["--learning_rate", "0", "--max_train_steps", "2", "--num_warmup_steps", "0"]
     if listens:
-        flags += ["--model_name_or_path", str(SHIPPED_CHECKPOINT), "--model.image_size", "160"]
-    train.main([str(recipe), *flags, "--output_dir", str(tmp_path)])
+        fields = {**yaml.safe_load(recipe.read_text()), "model": {}, "model_name_or_path": str(SHIPPED_CHECKPOINT)}
+        recipe = tmp_path / "recipe.yaml"
+        recipe.write_text(yaml.safe_dump(fields))
+    train.main([str(recipe), *flags, "--output_dir", str(tmp_path / "run")])
     assert ("STUCK BLIND at step 1?" in capsys.readouterr().out) != listens
 
 

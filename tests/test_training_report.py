@@ -13,7 +13,7 @@ from m3dec.processing.drawing import contact_sheet
 from m3dec.processing.referring_data import load_referring_dataset
 from m3dec.processing.referring_data.scenes import write_scenes
 
-TRAINED = {"minutes": 1.0, "mask_loss": 0.2, "learning_rate": 1e-3, "expressions_per_second": 100.0}
+TRAINED = {"minutes": 1.0, "mask_loss": 0.2, "learning_rate": 1e-3, "images_per_second": 100.0}
 KINDS = {kind: {"miou": 0.4, "count": 40} for kind in ("$\\frac$", "ordinal")}
 
 
@@ -42,7 +42,7 @@ def test_curves_have_six_panels_whose_curves_are_named_at_their_ends():
         {"$\\frac$", "ordinal"},
         {"model", "blind"},
         {""},
-        {"expressions"},
+        {"images"},
     ]
     assert figure.axes[0].get_yscale() == "log"
     np.testing.assert_allclose(figure.axes[1].lines[0].get_xydata(), [[2, 52], [3, 53]])  # steps, percent
