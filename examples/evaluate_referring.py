@@ -130,7 +130,10 @@ def or_exit(function, *arguments):
 def answers_of(name: str, data: DataArguments, arguments: EvaluationArguments, split, accelerator) -> Answers:
     """An earlier run's rows, or the answers of the model that `name` is."""
     if is_rows(name):
-        return or_exit(read_rows, name)
+        run = or_exit(read_rows, name)
+        if arguments.threshold not in (EvaluationArguments.threshold, run.threshold):
+            raise SystemExit(f"{name} was made with threshold {run.threshold}; only the model can answer with another.")
+        return run
     model = M3DecForImageSegmentation.from_pretrained(name).to(accelerator.device)
     processor = M3DecProcessor.from_pretrained(name)
     size, threshold = arguments.per_device_eval_batch_size, arguments.threshold

@@ -10,9 +10,9 @@ makes a mask of `size` and `counts`. A picture that cannot be read, or an expres
 `error`.
 
 A part appears under its name only when it is whole. Run again, the program does the parts that are not there, and
-refuses to mix them with those of another model, threshold or input. Process R of W does every W-th part, by --rank and
---world_size or as torchrun says; machines need the same input and one output folder, and no other connection. Another
-kind of device, batch size or number of threads may move a pixel that lies at the very threshold.
+refuses to mix them with those of another model, threshold or input (told by names and sizes). Process R of W does every
+W-th part, by --rank and --world_size or as torchrun says; machines need the same input and one output folder, and no
+other connection. Another kind of device, batch size or number of threads may move a pixel that lies at the threshold.
 """
 
 import hashlib

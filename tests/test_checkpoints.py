@@ -113,6 +113,19 @@ def test_two_processes_go_on_too(recipe, tmp_path):
     assert digest(tmp_path / "run") == digest(tmp_path / "whole")
 
 
+@pytest.mark.slow
+def test_two_processes_go_on_from_any_of_five_steps(recipe, tmp_path):
+    flags = ("--max_train_steps", "6", "--eval_steps", "6", "--per_device_train_batch_size", "1")
+    more = ("--checkpointing_steps", "1", "--checkpoints_total_limit", "6", "--dataloader_num_workers", "1")
+    run(recipe, *flags, *more, "--output_dir", tmp_path / "whole", launcher=TWO_PROCESSES)
+    for step in range(1, 6):
+        checkpoint = tmp_path / "whole" / "checkpoints" / f"step-{step:08d}"
+        where = ("--output_dir", tmp_path / f"from{step}", "--resume_from_checkpoint", checkpoint)
+        output = run(recipe, *flags, *where, launcher=TWO_PROCESSES)
+        assert f"step {step}" in output and "2 processes" in output
+        assert digest(tmp_path / f"from{step}") == digest(tmp_path / "whole"), step
+
+
 def test_sigterm_saves_and_stops_and_sigusr1_saves_and_goes_on(recipe, tmp_path):
     flags = ["--output_dir", str(tmp_path), "--num_train_epochs", "500", "--eval_steps", "100000"]
     flags += ["--checkpointing_steps", "100000", "--dataloader_num_workers", "1"]
