@@ -19,6 +19,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
+from test_examples import TINY
 from transformers import HfArgumentParser
 
 from m3dec import M3DecConfig, M3DecForImageSegmentation, M3DecProcessor
@@ -34,16 +35,6 @@ from m3dec.processing.referring_data.sampling import references_by_image
 from m3dec.processing.referring_data.scenes import write_scenes
 from m3dec.processing.referring_data.schema import decode_mask, encode_mask
 
-TINY = {
-    "backbone_config": {"model_type": "timm_backbone", "backbone": "resnet10t", "out_indices": [2, 3, 4]},
-    "image_size": 64,
-    "hidden_size": 16,
-    "num_attention_heads": 2,
-    "encoder_ffn_dim": 16,
-    "decoder_ffn_dim": 16,
-    "word_vector_size": 8,
-    "mask_decoder_channels": 8,
-}
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 
 

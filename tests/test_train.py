@@ -171,7 +171,7 @@ def test_a_tracker_that_is_not_installed_is_named(recipe, tmp_path, monkeypatch)
 def test_what_a_model_was_made_with_is_not_changed_silently_when_it_is_trained_on(recipe, tmp_path):
     flags = ["--model_name_or_path", str(SHIPPED_CHECKPOINT), "--output_dir", str(tmp_path)]
     with pytest.raises(SystemExit, match=r"asks for \w+ = .* was made with another"):
-        train.main([str(recipe), *flags, "--model.backbone_config", "{backbone: tf_efficientnet_lite0}"])  # that is so
+        train.main([str(recipe), *flags, "--model.backbone_config", "{backbone: tf_efficientnet_lite0}"])  # as it has
 
 
 @pytest.mark.slow

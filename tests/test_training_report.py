@@ -72,6 +72,8 @@ def test_a_file_without_an_evaluation_or_with_a_line_half_written_still_draws(tm
 def test_an_empty_file_and_a_loss_of_zero_draw(tmp_path):
     for lines in ([], [{"step": 1, "loss": 0.0}], [{"step": 1, "loss": 0.1, "mask_loss": float("nan")}]):
         draw_curves(metrics_file(tmp_path, lines), tmp_path / "curves.png")
+        assert Image.open(tmp_path / "curves.png").size == (1300, 700)
+        (tmp_path / "curves.png").unlink()
 
 
 def test_a_picture_that_fails_leaves_the_one_before(tmp_path, monkeypatch):
