@@ -99,10 +99,10 @@ def trained_model(recipe: TrainingRecipe):
 
 def is_set(config, name: str, value) -> bool:
     """Whether the field of a config is `value`; of a config within it, all that `value` gives."""
-    now = getattr(config, name)
+    now = getattr(config, name, None)  # None for a name that is misspelt
     if isinstance(value, dict) and not isinstance(now, dict):
         return all(is_set(now, key, part) for key, part in value.items())
-    return list(now) == list(value) if isinstance(value, list | tuple) else now == value
+    return list(now or ()) == list(value) if isinstance(value, list | tuple) else now == value
 
 
 def new_model(recipe: TrainingRecipe, train: datasets.Dataset, accelerator: Accelerator):
