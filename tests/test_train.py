@@ -7,10 +7,12 @@ import sys
 from pathlib import Path
 
 import double_training
+import numpy as np
 import pytest
 import torch
 import yaml
 from accelerate import Accelerator
+from datasets import Dataset
 from safetensors.torch import load_file
 from test_examples import TINY, TWO_PROCESSES
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -19,7 +21,7 @@ from transformers import BertConfig
 from m3dec import M3DecConfig, M3DecForImageSegmentation, M3DecProcessor
 from m3dec.examples import train
 from m3dec.examples.evaluate_referring import by_kind, evaluate
-from m3dec.examples.training_parts import batch_sizes, build_optimizer
+from m3dec.examples.training_parts import batch_sizes, build_optimizer, trained_model
 from m3dec.examples.training_recipe import TrainingRecipe, parse_recipe
 from m3dec.hub import SHIPPED_CHECKPOINT
 from m3dec.processing.referring_data import load_referring_dataset
@@ -172,6 +174,38 @@ def test_what_a_model_was_made_with_is_not_changed_silently_when_it_is_trained_o
     flags = ["--model_name_or_path", str(SHIPPED_CHECKPOINT), "--output_dir", str(tmp_path)]
     with pytest.raises(SystemExit, match=r"asks for \w+ = .* was made with another"):
         train.main([str(recipe), *flags, "--model.backbone_config", "{backbone: tf_efficientnet_lite0}"])  # as it has
+
+
+def training_on_cars(word_vectors: str | None) -> tuple[M3DecForImageSegmentation, M3DecProcessor]:
+    fields = {"model_name_or_path": str(SHIPPED_CHECKPOINT), "word_vectors": word_vectors}
+    sentences = [[{"sent": "the big car"}, {"sent": "the zebra"}]]
+    return trained_model(TrainingRecipe(**fields), Dataset.from_dict({"sentences": sentences}), Accelerator(cpu=True))
+
+
+def test_words_that_a_trained_model_did_not_know_get_vectors_and_its_old_answers_stay(tmp_path, capsys):
+    vectors = np.full((3, 50), [[0.5], [1.0], [2.0]], dtype=np.float32)
+    np.save(tmp_path / "words.npy", vectors)
+    (tmp_path / "words.txt").write_text("big\ncar\nsky\n")  # big is known already, sky is not in the sentences
+    model, processor = training_on_cars(str(tmp_path / "words.npy"))
+    assert "1 new words; 20.00% of the training words are unknown" in capsys.readouterr().out
+    model.save_pretrained(tmp_path)
+    processor.save_pretrained(tmp_path)
+    model, processor = M3DecForImageSegmentation.from_pretrained(tmp_path), M3DecProcessor.from_pretrained(tmp_path)
+    before, as_before = training_on_cars(None)
+    assert model.config.vocab_size == before.config.vocab_size + 1 == len(processor.tokenizer)
+    assert torch.equal(model.get_input_embeddings().weight[:-1], before.get_input_embeddings().weight)
+    assert model.get_input_embeddings().weight[-1].eq(1).all()
+    assert processor.tokenizer("the car").input_ids[1] == before.config.vocab_size
+    old = "the second big ring from the left"
+    assert processor.tokenizer(old).input_ids == as_before.tokenizer(old).input_ids
+    assert processor.tokenizer("the zebra").input_ids[1] == model.config.unk_token_id
+
+
+def test_word_vectors_of_another_size_than_a_trained_models_are_refused(tmp_path):
+    np.save(tmp_path / "words.npy", np.ones((1, 7), dtype=np.float32))
+    (tmp_path / "words.txt").write_text("car\n")
+    with pytest.raises(SystemExit, match="have 50 numbers, but those given have 7"):
+        training_on_cars(str(tmp_path / "words.npy"))
 
 
 @pytest.mark.slow
