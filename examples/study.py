@@ -284,7 +284,8 @@ def draw_curves(tables: dict[str, Table], output: Path, seeds: list[int]) -> Non
                         axes.plot(steps, [100 * s for s in scores], style, color=f"C{number}", lw=1, label=title)
         axes.set(title=table.title, xlabel="step", ylabel="mIoU, percent")
         axes.grid(alpha=0.3)
-        axes.legend(fontsize=7, frameon=False)
+        if axes.lines:
+            axes.legend(fontsize=7, frameon=False)
     figure.savefig(output / "curves.png", dpi=130)
 
 
