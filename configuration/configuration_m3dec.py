@@ -4,9 +4,8 @@ import difflib
 from dataclasses import fields
 from typing import Literal
 
-from huggingface_hub.dataclasses import strict
 from transformers import AutoConfig, PreTrainedConfig
-from transformers.configuration_utils import SubConfigSpec
+from transformers.configuration_utils import SubConfigSpec, strict
 
 # A backbone whose last three levels have strides 8, 16 and 32, the levels that the model fuses.
 DARKNET53 = {"backbone": "darknet53", "out_indices": [3, 4, 5], "features_only": True}
@@ -114,6 +113,8 @@ class M3DecConfig(PreTrainedConfig):
             nearest = difflib.get_close_matches(name, known, n=1, cutoff=0.8)
             if nearest and name not in known:
                 raise TypeError(f"M3DecConfig has no field {name!r}. Did you mean {nearest[0]!r}?")
+        if type(self).__module__.startswith("m3dec."):  # installed: its own pipeline, whatever came along
+            kwargs.pop("custom_pipelines", None)
         super().__post_init__(**kwargs)
 
     @property

@@ -79,8 +79,9 @@ class EvaluationArguments:
             raise SystemExit(f"--confidence is between 0 and 1, such as 0.95, but it is {self.confidence}.")
 
 
-def main():
-    data, arguments = HfArgumentParser((DataArguments, EvaluationArguments)).parse_args_into_dataclasses()
+def main(command_line: list[str] | None = None):
+    parser = HfArgumentParser((DataArguments, EvaluationArguments))
+    data, arguments = parser.parse_args_into_dataclasses(command_line)
     arguments.check()
     or_exit(make_folders, arguments)
     accelerator = Accelerator(cpu=not torch.accelerator.is_available())  # else processes on CPUs ignore one another

@@ -1,14 +1,24 @@
-"""Find what expressions refer to in a picture.
+"""Find what expressions refer to in pictures.
 
-    python examples/predict.py photo.jpg "the red mug" "the chair on the left" --model path/to/model
+    m3dec predict photo.jpg "the red mug" "the chair on the left" --model path/to/model
+    m3dec predict a.jpg https://host/b.jpg "the cat" --json > masks.jsonl
 
-Writes photo_overlay.png and one mask per expression, photo_mask_1.png …, to --output_dir (default: beside the picture).
+What ends like a picture's name (.jpg, .png, …) or is an address is a picture, all else an expression; all expressions are
+looked for in all pictures. Writes photo_overlay.png and one mask an expression, photo_mask_1.png …, beside the picture or
+to --output_dir. With --json, prints a line an answer with the mask as COCO run lengths instead, and writes only what
+--output names.
+
+Exit status: 0; 1 where a picture could not be answered, when the others are; 2 for a call that makes no sense.
 """
 
-from argparse import ArgumentParser
+import json
+import sys
+from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
 from pathlib import Path
 
+import numpy as np
 from PIL import Image
+from tqdm import tqdm
 from transformers import pipeline
 
 import m3dec  # noqa: F401 - registers the pipeline
@@ -16,33 +26,98 @@ from m3dec.hub import SHIPPED_CHECKPOINT
 from m3dec.processing.drawing import contact_sheet, overlay
 from m3dec.processing.image_processing_m3dec import rgb_array
 
+PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 
-def main():
-    parser = ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("image", type=Path)
-    parser.add_argument("expressions", nargs="+", metavar="EXPRESSION")
+
+def main(arguments: list[str] | None = None):
+    options = parse(arguments)
+    pipe = load(options.model)
+    failed = 0
+    bar = tqdm(options.pictures, desc="pictures", disable=len(options.pictures) == 1)
+    for path in bar:
+        try:
+            picture = Image.fromarray(rgb_array(path))
+            answers = pipe(picture, text=options.expressions, threshold=options.threshold)
+        except (ValueError, OSError) as error:
+            failed += 1
+            tqdm.write(f"{path}: {error}", file=sys.stderr)
+            continue
+        lines = [as_json(path, answer) for answer in answers] if options.json else save_masks(path, answers, options)
+        if options.output or not options.json:
+            drawn = options.output or beside(path, options, "overlay")
+            draw(picture, answers).save(drawn)
+            lines += [] if options.json else [str(drawn)]
+        for line in lines:
+            bar.write(line)  # to the standard output
+    if failed:
+        raise SystemExit(1)
+
+
+def parse(arguments: list[str] | None) -> Namespace:
+    parser = ArgumentParser(description=__doc__, formatter_class=RawDescriptionHelpFormatter, allow_abbrev=False)
+    parser.add_argument("inputs", nargs="+", metavar="PICTURE or EXPRESSION")
     parser.add_argument(
-        "--model", default=str(SHIPPED_CHECKPOINT), help="a folder or hub name; default: drawn scenes only"
+        "--model", default=str(SHIPPED_CHECKPOINT), help="a folder or a name on the Hub; default: drawn scenes only"
     )
-    parser.add_argument("--threshold", type=float, default=0.5, help="of the probability")
-    parser.add_argument("--output_dir", type=Path, default=None)
-    arguments = parser.parse_args()
-    folder = arguments.output_dir or arguments.image.parent
-    folder.mkdir(parents=True, exist_ok=True)
+    parser.add_argument("--threshold", type=float, default=0.5, help="of the probability, between 0 and 1")
+    parser.add_argument("--output", type=Path, help="the overlay's file, for one picture")
+    parser.add_argument("--output_dir", type=Path, help="for overlays and masks; default: beside each picture")
+    parser.add_argument("--json", action="store_true", help="print the answers, a JSON object a line")
+    options = parser.parse_args(arguments)
+    options.pictures = [name for name in options.inputs if is_picture(name)]
+    options.expressions = [text for text in options.inputs if not is_picture(text)]
+    if not options.pictures or not options.expressions:
+        parser.error("name at least one picture, a file that ends like one, and one expression, such as 'the cat'")
+    if options.output and len(options.pictures) > 1:
+        parser.error("--output is for one picture; several have --output_dir")
+    if not 0 < options.threshold < 1:
+        parser.error(f"--threshold is a probability between 0 and 1, but it is {options.threshold}")
+    return options
 
-    pipe = pipeline("referring-image-segmentation", model=arguments.model)
-    answers = pipe(str(arguments.image), text=arguments.expressions, threshold=arguments.threshold)
-    image = Image.fromarray(rgb_array(arguments.image))
-    cells = []
+
+def is_picture(name: str) -> bool:
+    return name.lower().endswith(PICTURES) or name.startswith(("http://", "https://"))
+
+
+def load(model: str):
+    try:
+        return pipeline("referring-image-segmentation", model=model)
+    except (OSError, ValueError) as error:
+        raise SystemExit(f"{model} cannot be loaded: {error}") from error
+
+
+def beside(picture: str, options: Namespace, kind: str) -> Path:
+    """Where a file about a picture goes; for one that was fetched, into the folder where the program runs."""
+    folder = options.output_dir or (Path() if "://" in picture else Path(picture).parent)
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder / f"{Path(picture).stem}_{kind}.png"
+
+
+def save_masks(picture: str, answers: list[dict], options: Namespace) -> list[str]:
+    """Write the masks, and give a line about each."""
+    lines = []
     for number, answer in enumerate(answers, start=1):
-        mask = folder / f"{arguments.image.stem}_mask_{number}.png"
-        answer["mask"].save(mask)
-        share = answer["mask"].histogram()[255] / (image.width * image.height)
-        print(f"{answer['label']}: score {answer['score']:.2f}, {share:.1%} of the picture, {mask}")
-        cells.append((overlay(image, answer["mask"]), f"{answer['label']} ({answer['score']:.2f})"))
-    drawn = folder / f"{arguments.image.stem}_overlay.png"
-    contact_sheet([cells], cell_width=480).save(drawn)
-    print(drawn)
+        path = beside(picture, options, f"mask_{number}")
+        answer["mask"].save(path)
+        share = answer["mask"].histogram()[255] / (answer["mask"].width * answer["mask"].height)
+        found = f"score {answer['score']:.2f}, {share:.1%} of the picture" if share else "nothing found"
+        lines.append(f"{answer['label']}: {found}, {path}")
+    return lines
+
+
+def as_json(picture: str, answer: dict) -> str:
+    from pycocotools import mask as coco_mask
+
+    runs = coco_mask.encode(np.asfortranarray(answer["mask"]) // 255)
+    mask = {"size": [int(side) for side in runs["size"]], "counts": runs["counts"].decode()}
+    found = {"area": int(coco_mask.area(runs)), "bbox": coco_mask.toBbox(runs).tolist()}
+    values = {"image": picture, "expression": answer["label"], "score": answer["score"], **found, "mask": mask}
+    return json.dumps(values, ensure_ascii=False)
+
+
+def draw(picture: Image.Image, answers: list[dict]) -> Image.Image:
+    cells = [(overlay(picture, answer["mask"]), f"{answer['label']} ({answer['score']:.2f})") for answer in answers]
+    return contact_sheet([cells], cell_width=480)
 
 
 if __name__ == "__main__":

@@ -42,8 +42,9 @@ class PrepareArguments:
     seed: int = 0
 
 
-def main():
-    data, arguments = HfArgumentParser((DataArguments, PrepareArguments)).parse_args_into_dataclasses()
+def main(command_line: list[str] | None = None):
+    parser = HfArgumentParser((DataArguments, PrepareArguments))
+    data, arguments = parser.parse_args_into_dataclasses(command_line)
     if arguments.check and data.source == "coco":
         check_own_data(data)
     splits = data.load()

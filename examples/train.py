@@ -50,6 +50,7 @@ from m3dec.examples.training_parts import (
 from m3dec.examples.training_recipe import TrainingRecipe, parse_recipe, write_recipe
 from m3dec.examples.training_report import draw_curves, draw_samples
 from m3dec.hub.model_card import write_model_card
+from m3dec.hub.push import PushError, open_repository, push_model
 from m3dec.processing.referring_data.sampling import ShuffledByEpoch
 
 LISTENS_BY = 200  # steps after the warm-up; a training that works follows the words by then
@@ -103,14 +104,35 @@ def main(arguments: list[str] | None = None):
             f"{output} holds a run already. Go on with it by --resume_from_checkpoint newest, choose another "
             "--output_dir, or delete it."
         )
-    training = prepare(recipe, build_accelerator(recipe))
+    accelerator = build_accelerator(recipe)
+    repository = None
+    if recipe.push_to_hub and accelerator.is_main_process:
+        repository = open_own_repository(recipe)  # a refusal comes now, not at the end
+    training = prepare(recipe, accelerator)
     if recipe.resume_from_checkpoint:
         resume(training)
     if training.accelerator.is_main_process:
         output.mkdir(parents=True, exist_ok=True)
         write_recipe(recipe, output / "recipe.yaml")
     train(training)
-    training.accelerator.end_training()
+    if repository:
+        push_best(output / "best", repository, training.progress.step)
+    accelerator.end_training()
+
+
+def open_own_repository(recipe: TrainingRecipe) -> str:
+    name = recipe.hub_model_id or Path(recipe.output_dir).resolve().name
+    try:
+        return open_repository(name, private=recipe.hub_private_repo or None)
+    except (PushError, ValueError) as error:
+        raise SystemExit(str(error)) from error
+
+
+def push_best(folder: Path, repository: str, steps: int) -> None:
+    try:
+        print(f"{repository} is at commit {push_model(folder, repository, message=f'Trained for {steps} steps')}.")
+    except (PushError, OSError) as error:
+        raise SystemExit(f"{error} The model is safe; later: m3dec push model {folder} {repository}") from error
 
 
 def train(training: Training) -> None:

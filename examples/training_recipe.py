@@ -124,6 +124,9 @@ class TrainingRecipe(DataArguments):
     shuffle_expressions: bool = field(
         default=False, metadata={"help": "A control: deal an image's expressions out at random."}
     )
+    push_to_hub: bool = field(default=False, metadata={"help": "Push output_dir/best, with its code, at the end."})
+    hub_model_id: str | None = field(default=None, metadata={"help": "owner/name. None: output_dir's name, yours."})
+    hub_private_repo: bool = field(default=False, metadata={"help": "Where the repository is new."})
     license: str | None = field(
         default=None, metadata={"help": "Of the weights, for the model card, as the Hub spells it: cc-by-4.0."}
     )

@@ -260,7 +260,7 @@ class M3DecModel(M3DecPreTrainedModel):
         word_mask = self._word_mask(input_ids, attention_mask)  # (N, T), False on padding
         if image_features is None:
             image_features = self.get_image_features(pixel_values)  # (B, P, C)  F_enc
-        pixels = _images_of_expressions(image_features, image_index, len(input_ids))  # (N, P, C)
+        pixels = _images_of_expressions(image_features, image_index, input_ids.shape[0])  # (N, P, C)
         words, sentence = self.language_encoder(input_ids, word_mask)  # (N, T, C), (N, 1, C)  F_t, F_t'
 
         query, language = words, words
@@ -325,6 +325,8 @@ class M3DecModel(M3DecPreTrainedModel):
 class M3DecForImageSegmentation(M3DecPreTrainedModel):
     """M3Dec with its mask decoder and its loss: an image and an expression to a mask."""
 
+    fused = False  # by fuse_for_inference
+
     def __init__(self, config: M3DecConfig):
         super().__init__(config)
         self.model = M3DecModel(config)
@@ -364,6 +366,40 @@ class M3DecForImageSegmentation(M3DecPreTrainedModel):
             layer.mutual_attention.set_num_pixels(self.config.num_pixels)
         self.mask_decoder.set_num_pixels(self.config.num_pixels)
 
+    @torch.no_grad()
+    def fuse_for_inference(self) -> "M3DecForImageSegmentation":
+        """Fold batch norms and upsampling into the convolutions, in place, and lay these out as a CPU likes them.
+
+        Logits change by rounding alone. What is left only infers: it cannot be trained or saved, for its batch norms
+        are gone. A second call does nothing. `examples/benchmark_inference.py` says what it is worth.
+
+        Returns:
+            the model itself.
+
+        Raises:
+            ValueError: the model is in training mode.
+        """
+        if self.training:
+            raise ValueError("Only a model in eval mode can be fused, but this one is in training. Call eval() first.")
+        if not self.fused:
+            self.model.vision_encoder.fuse()
+            self.mask_decoder.fuse()
+            self.to(memory_format=torch.channels_last)
+            self.fused = True
+        return self
+
+    def train(self, mode: bool = True) -> "M3DecForImageSegmentation":
+        """Like `nn.Module.train`, but a fused model refuses to leave eval."""
+        if mode and self.fused:
+            raise ValueError("A fused model cannot be trained: its batch norms are gone. Load the model again.")
+        return super().train(mode)
+
+    def save_pretrained(self, *args, **kwargs) -> None:
+        """Like `PreTrainedModel.save_pretrained`, but a fused model refuses: its config describes another network."""
+        if self.fused:
+            raise ValueError("A fused model cannot be saved: its batch norms are gone. Save it before fusing.")
+        super().save_pretrained(*args, **kwargs)
+
     @can_return_tuple
     def forward(
         self,
@@ -398,7 +434,7 @@ class M3DecForImageSegmentation(M3DecPreTrainedModel):
         )
         word_mask = torch.ones_like(input_ids).bool() if attention_mask is None else attention_mask.bool()
         decoded = outputs.last_hidden_state
-        pixels = _images_of_expressions(outputs.image_features, image_index, len(input_ids))
+        pixels = _images_of_expressions(outputs.image_features, image_index, input_ids.shape[0])
         eager = self.config._attn_implementation == "eager"
         logits = self.mask_decoder(decoded, pixels, word_mask, eager)  # (N, h, w)
 
@@ -496,7 +532,7 @@ def dice_loss(logits: Tensor, target: Tensor) -> Tensor:
 
 def _images_of_expressions(image_features: Tensor, image_index: Tensor | None, num_expressions: int) -> Tensor:
     """F_enc (B, P, C) to (N, P, C): for each expression, the image it is about."""
-    num_images = len(image_features)
+    num_images = image_features.shape[0]  # not len(), which torch.export takes for a constant
     if image_index is None:
         if num_images not in (1, num_expressions):
             raise ValueError(

@@ -1,10 +1,12 @@
 """From pixels to F_enc: § III, Fig. 2 (left): backbone levels, one map, transformer encoder. No language enters."""
 
 import math
+from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
 from transformers import AutoBackbone, PreTrainedConfig
 from transformers.modeling_layers import GradientCheckpointingLayer
 
@@ -85,6 +87,18 @@ class VisionEncoder(nn.Module):
         maps = [to_stride(level, stride, self.feature_stride) for level, stride in zip(levels, STRIDES, strict=True)]
         fused = self.fusion_norm(self.fusion(torch.cat(maps, dim=1))).relu()  # (B, C, g, g)
         return fused.flatten(2).mT  # (B, P, C)  F_vis
+
+    def fuse(self) -> None:
+        """Fold batch norms into the convolutions for good: the same features in eval, up to rounding.
+
+        A norm belongs to the convolution listed just before it in the same module, as timm and transformers list them;
+        any other stays as it is.
+        """
+        for module in list(self.modules()):
+            for (name, layer), (norm_name, norm) in pairwise(list(module.named_children())):
+                if isinstance(layer, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d):
+                    setattr(module, name, fuse_conv_bn_eval(layer, norm))
+                    setattr(module, norm_name, nn.Sequential(*norm.children()))  # timm's hold their activation
 
 
 class TransformerEncoderLayer(GradientCheckpointingLayer):

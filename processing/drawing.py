@@ -1,5 +1,10 @@
-"""Pictures of masks: a coloured overlay, an outline, and a sheet of pictures and expressions in rows. PIL only."""
+"""Pictures of answers, in the manner of Figs. 7 to 10, one call each. PIL and NumPy only.
 
+Masks: overlay, overlay_masks, outline, cut_out. Probabilities: heat_map. A_mut, word by word: attention_sheet. Any of
+these beside each other, with texts: contact_sheet.
+"""
+
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -8,6 +13,9 @@ from PIL import Image, ImageColor, ImageDraw, ImageFont
 PREDICTION_COLOR = "#00c8ff"  # on no shape of the scenes, and rare in photographs
 TARGET_COLOR = "#2fbf4f"
 TEXT_COLOR = "#303030"
+# Okabe and Ito's colours, which the colour-blind tell apart too.
+MASK_COLORS = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00", "#f0e442", "#000000")
+HEAT_COLORS = ("#000004", "#420a68", "#932667", "#dd513a", "#fca50a", "#fcffa4")  # "inferno", from 0 to 1: ever lighter
 
 Color = str | tuple[int, int, int]  # any name ImageColor knows, or RGB from 0 to 255
 Cell = Image.Image | str | tuple[Image.Image, str]  # a picture, a text, or a picture with a caption below it
@@ -28,12 +36,37 @@ def overlay(image: Image.Image, mask, color: Color = PREDICTION_COLOR, opacity: 
     Raises:
         ValueError: the mask is not binary or not of the image's size, or opacity is outside of 0 and 1.
     """
-    if not 0 <= opacity <= 1:
-        raise ValueError(f"opacity is a share from 0 to 1, but it is {opacity}. 0.45 is the usual.")
-    image, mask = image.convert("RGB"), _mask_of(image, mask)
-    tint = Image.new("RGB", image.size, color)
-    inside = Image.fromarray(mask.astype(np.uint8) * round(255 * opacity))
-    return outline(Image.composite(tint, image, inside), mask, color, width=1)
+    return outline(_tinted(image.convert("RGB"), mask, color, opacity), mask, color, width=1)
+
+
+def overlay_masks(
+    image: Image.Image, masks: Sequence, colors: Sequence[Color] = MASK_COLORS, opacity: float = 0.45
+) -> Image.Image:
+    """Draw several masks on one picture, each in its own color: different targets in the same image, as in Fig. 9.
+
+    Args:
+        image: of any mode, (w, h).
+        masks: as `overlay` takes them. Where two overlap, their tints mix, and every edge stays visible.
+        colors: one per mask, or more.
+        opacity: of the tints.
+
+    Returns:
+        A new RGB image, (w, h).
+
+    Raises:
+        ValueError: there are more masks than colors, or what `overlay` refuses.
+    """
+    if len(masks) > len(colors):
+        raise ValueError(
+            f"Each mask has a color of its own, but got {len(masks)} masks and {len(colors)} colors. Draw fewer at "
+            "once, or give colors=[…]."
+        )
+    drawn = image.convert("RGB")
+    for mask, color in zip(masks, colors, strict=False):
+        drawn = _tinted(drawn, mask, color, opacity)
+    for mask, color in zip(masks, colors, strict=False):
+        drawn = outline(drawn, mask, color, width=1)
+    return drawn
 
 
 def outline(image: Image.Image, mask, color: Color = TARGET_COLOR, width: int = 2) -> Image.Image:
@@ -50,6 +83,107 @@ def outline(image: Image.Image, mask, color: Color = TARGET_COLOR, width: int = 
     pixels[dark] = pixels[dark] // 3
     pixels[mask & ~core] = ImageColor.getrgb(color)[:3] if isinstance(color, str) else color
     return Image.fromarray(pixels)
+
+
+def cut_out(image: Image.Image, mask) -> Image.Image:
+    """The object alone: opaque inside `mask`, transparent and black outside, where nothing of the picture is left.
+
+    Args:
+        image: of any mode, (w, h).
+        mask: as `overlay` takes it.
+
+    Returns:
+        A new RGBA image, (w, h), whose alpha is 255 inside the mask and 0 outside.
+
+    Raises:
+        ValueError: the mask is not binary or not of the image's size.
+    """
+    mask = _mask_of(image, mask)[..., None]
+    pixels = np.asarray(image.convert("RGB"))
+    return Image.fromarray(np.concatenate([pixels * mask, mask.astype(np.uint8) * 255], axis=-1))
+
+
+def heat_map(image: Image.Image, probability, opacity: float = 0.6, with_bar: bool = True) -> Image.Image:
+    """Lay probabilities over the picture in grey, dark for 0 and light for 1: the same scale in every picture.
+
+    Args:
+        image: of any mode, (w, h).
+        probability: (h, w) floats from 0 to 1, such as the sigmoid of logits at the image's size.
+        opacity: from 0.0, the picture alone, to 1.0, the colors alone.
+        with_bar: whether a bar that says which color is 0, 0.5 and 1 stands below.
+
+    Returns:
+        A new RGB image, (w, h), or with the bar higher, and at least 120 wide.
+
+    Raises:
+        ValueError: the probabilities are not of the image's size or not all from 0 to 1, or opacity is not.
+    """
+    values = np.asarray(probability)
+    if values.shape != (image.height, image.width) or values.dtype.kind != "f":
+        raise ValueError(
+            f"Probabilities to draw are floats (h, w) = {(image.height, image.width)} as the image is, but they are "
+            f"{values.dtype} {values.shape}. Interpolate the logits to the image's size, then take their sigmoid."
+        )
+    if not (values.min() >= 0 and values.max() <= 1):  # NaN is neither
+        raise ValueError(
+            f"Probabilities are numbers from 0 to 1, but these reach from {values.min()} to {values.max()}. Give "
+            "the sigmoid of the logits; where those are NaN, the weights have diverged."
+        )
+    drawn = _heated(image, values, opacity)
+    if not with_bar:
+        return drawn
+    bar = _color_bar(max(120, image.width))
+    sheet = Image.new("RGB", (bar.width, image.height + bar.height), "white")
+    sheet.paste(drawn, (0, 0))
+    sheet.paste(bar, (0, image.height))
+    return sheet
+
+
+def attention_sheet(image: Image.Image, scores, words: Sequence[str], cell_width: int = 140) -> Image.Image:
+    """What each word looks at: a row per word, a map per decoder layer, and the layers' mean (Eq. 2a's softmax).
+
+    Each map is scaled to its own largest share, which its caption says, beside that of an even look: 100% / P.
+
+    Args:
+        image: of any mode. Stretched to its shape, the grid must cover it.
+        scores: A_mut, the model's `mutual_attentions` for one expression: (T, P) floats before any softmax, or one
+            such for each layer, (layers, T, P). P is a square number, a grid row by row.
+        words: T of them; leave out padding here and in `scores`.
+        cell_width: of a map, in pixels.
+
+    Returns:
+        A new RGB image.
+
+    Raises:
+        ValueError: P is no square, there are not T words, or a score is not finite.
+    """
+    layers = [np.asarray(layer, dtype=np.float64) for layer in (scores if np.ndim(scores) == 3 else [scores])]
+    shape = layers[0].shape
+    side = math.isqrt(shape[-1])
+    if len(shape) != 2 or side**2 != shape[1] or len(words) != shape[0] or not len(words):
+        raise ValueError(
+            f"Attention to draw is (T, P) for T words and a square grid of P pixels, but it is {shape} and there are "
+            f"{len(words)} words. Give one expression's mutual_attentions, without its padding."
+        )
+    if not np.isfinite(layers).all():
+        raise ValueError("Attention is drawn from finite scores, but some are not. The weights may have diverged.")
+    powers = [np.exp(layer - layer.max(axis=1, keepdims=True)) for layer in layers]
+    looks = [power / power.sum(axis=1, keepdims=True) for power in powers]  # (T, P) each, a word's shares sum to 1
+    titles = [f"word (even: {1 / shape[1]:.1%})", *(f"layer {number}" for number in range(1, len(looks) + 1))]
+    if len(looks) > 1:
+        looks, titles = [*looks, np.mean(looks, axis=0)], [*titles, "mean"]
+    height = min(2 * cell_width, max(1, round(cell_width * image.height / image.width)))
+    small = image.convert("RGB").resize((cell_width, height), Image.Resampling.LANCZOS)
+    rows = []
+    for number, word in enumerate(words):
+        row = [word]
+        for look in looks:
+            most = look[number].max()
+            grid = Image.fromarray((look[number] / most).astype(np.float32).reshape(side, side))
+            shares = np.asarray(grid.resize(small.size, Image.Resampling.BILINEAR)).clip(0, 1)
+            row.append((_heated(small, shares, 0.6), f"most {most:.1%}"))
+        rows.append(row)
+    return contact_sheet(rows, titles, cell_width)
 
 
 def contact_sheet(
@@ -91,6 +225,13 @@ def contact_sheet(
     return sheet
 
 
+def _tinted(image: Image.Image, mask, color: Color, opacity: float) -> Image.Image:
+    if not 0 <= opacity <= 1:
+        raise ValueError(f"opacity is a share from 0 to 1, but it is {opacity}. 0.45 is the usual.")
+    inside = Image.fromarray(_mask_of(image, mask).astype(np.uint8) * round(255 * opacity))
+    return Image.composite(Image.new("RGB", image.size, color), image, inside)
+
+
 def _mask_of(image: Image.Image, mask) -> np.ndarray:
     mask = np.asarray(mask)
     if mask.shape != (image.height, image.width) or mask.dtype.kind not in "bui":
@@ -99,6 +240,32 @@ def _mask_of(image: Image.Image, mask) -> np.ndarray:
             f"{mask.dtype} {mask.shape}. Post-process with target_sizes=[(h, w)], and compare probabilities with 0.5."
         )
     return mask != 0
+
+
+def _heated(image: Image.Image, values: np.ndarray, opacity: float) -> Image.Image:
+    """The picture in grey under the colors of `values`, (h, w) from 0 to 1."""
+    if not 0 <= opacity <= 1:
+        raise ValueError(f"opacity is a share from 0 to 1, but it is {opacity}. 0.6 is the usual.")
+    return Image.blend(image.convert("RGB").convert("L").convert("RGB"), Image.fromarray(_heat(values)), opacity)
+
+
+def _heat(values: np.ndarray) -> np.ndarray:
+    """Colors (…, 3) uint8 for `values` (…) from 0 to 1."""
+    stops = np.array([ImageColor.getrgb(color) for color in HEAT_COLORS])
+    places = np.linspace(0, 1, len(stops))
+    return np.stack([np.interp(values, places, channel) for channel in stops.T], axis=-1).round().astype(np.uint8)
+
+
+def _color_bar(width: int) -> Image.Image:
+    """The scale of `heat_map`, with its ends and its middle named below."""
+    font, thick, edge = _font(12), 10, 6
+    bar = Image.new("RGB", (width, edge + thick + 20), "white")
+    colors = np.repeat(_heat(np.linspace(0, 1, width))[None], thick, axis=0)
+    bar.paste(Image.fromarray(colors), (0, edge))
+    pen = ImageDraw.Draw(bar)
+    for text, place, anchor in (("0", 0, "lt"), ("0.5", width // 2, "mt"), ("1", width, "rt")):
+        pen.text((place, edge + thick + 4), text, fill=TEXT_COLOR, font=font, anchor=anchor)
+    return bar
 
 
 def _grown(mask: np.ndarray, edge: bool) -> np.ndarray:

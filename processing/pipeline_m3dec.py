@@ -6,6 +6,7 @@ import numpy as np
 import torch
 from PIL import Image
 from torch.utils.data import Dataset
+from transformers.dynamic_module_utils import custom_object_save
 from transformers.pipelines import Pipeline
 
 from .image_processing_m3dec import rgb_array
@@ -110,7 +111,10 @@ class ReferringImageSegmentationPipeline(Pipeline):
         ]
 
     def save_pretrained(self, save_directory, **kwargs):
-        """Save the model and the processor; the base class would leave the processor out."""
+        """Save the model and the processor, which the base class would leave out, with the code that came with them."""
+        if self.model._auto_class is not None:  # the model was loaded with its code, so it saves that too
+            os.makedirs(save_directory, exist_ok=True)
+            custom_object_save(self, save_directory)
         self.model.save_pretrained(save_directory, **kwargs)
         self.processor.save_pretrained(save_directory)
 

@@ -1,10 +1,21 @@
+import itertools
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import Image, ImageColor
 
-from m3dec.processing.drawing import contact_sheet, outline, overlay
+from m3dec.processing.drawing import (
+    MASK_COLORS,
+    attention_sheet,
+    contact_sheet,
+    cut_out,
+    heat_map,
+    outline,
+    overlay,
+    overlay_masks,
+)
 
 GREY = Image.new("RGB", (30, 20), (90, 90, 90))
 SQUARE = np.zeros((20, 30), bool)
@@ -95,3 +106,145 @@ def test_a_sheet_takes_any_text_and_stays_inside_its_cells(texts):
 def test_a_sheet_of_no_rows_or_unequal_ones_is_refused(rows, titles):
     with pytest.raises(ValueError, match="one length above 0"):
         contact_sheet(rows, titles)
+
+
+def test_masks_on_one_picture_have_a_color_each_and_every_edge_stays_visible():
+    first, second = np.zeros((20, 30), bool), np.zeros((20, 30), bool)
+    first[2:12, 2:14], second[8:18, 10:26] = True, True  # they overlap
+    colors = [(250, 50, 90), (0, 200, 0)]
+    pixels = np.asarray(overlay_masks(GREY, [first, second], colors, opacity=0.5)).astype(int)
+    assert (abs(pixels[4:7, 4:12] - [170, 70, 90]) <= 1).all()  # half way to the first's color
+    assert (abs(pixels[13:17, 15:25] - [45, 145, 45]) <= 1).all()
+    assert (pixels[9:11, 13] == colors[0]).all()  # the first's edge, inside the second
+    assert (pixels[8, 10:26] == colors[1]).all()
+    np.testing.assert_array_equal(overlay_masks(GREY, [first], colors), overlay(GREY, first, colors[0]))
+    np.testing.assert_array_equal(overlay_masks(GREY, []), GREY)
+
+
+def test_more_masks_than_colors_are_refused():
+    with pytest.raises(ValueError, match="9 masks and 8 colors"):
+        overlay_masks(GREY, [SQUARE] * 9)
+
+
+# Linear RGB to what dichromats see of it: Viénot, Brettel and Mollon 1999.
+DICHROMATS = {
+    "nobody": np.eye(3),
+    "protanope": np.array([[0.1124, 0.8876, 0], [0.1124, 0.8876, 0], [0.0040, -0.0040, 1]]),
+    "deuteranope": np.array([[0.2928, 0.7072, 0], [0.2928, 0.7072, 0], [-0.0223, 0.0223, 1]]),
+}
+
+
+@pytest.mark.parametrize("eyes", DICHROMATS)
+def test_the_colors_of_masks_are_far_apart_for_everybody(eyes):
+    rgb = np.array([ImageColor.getrgb(color) for color in MASK_COLORS]) / 255
+    linear = np.where(rgb <= 0.04045, rgb / 12.92, ((rgb + 0.055) / 1.055) ** 2.4)
+    xyz = (linear @ DICHROMATS[eyes].T).clip(0) @ np.array([[0.4124, 0.2126, 0.0193], [0.3576, 0.7152, 0.1192], [0.1805, 0.0722, 0.9505]])  # fmt: skip # noqa: E501
+    f = np.cbrt(xyz / [0.9505, 1, 1.089])
+    lab = np.stack([116 * f[:, 1] - 16, 500 * (f[:, 0] - f[:, 1]), 200 * (f[:, 1] - f[:, 2])], axis=1)
+    distances = [np.linalg.norm(one - other) for one, other in itertools.combinations(lab, 2)]
+    assert min(distances) > 10  # 2.3 is a just noticeable difference
+
+
+def test_the_alpha_of_a_cut_out_is_the_mask_and_nothing_of_the_picture_is_left_outside():
+    image = Image.fromarray(np.random.default_rng(0).integers(1, 256, (20, 30, 3), np.uint8))
+    cut = np.asarray(cut_out(image, SQUARE))
+    np.testing.assert_array_equal(cut[..., 3], SQUARE * 255)
+    np.testing.assert_array_equal(cut[SQUARE][:, :3], np.asarray(image)[SQUARE])
+    assert not cut[~SQUARE].any()
+
+
+RAMP = np.linspace(0, 1, 256, dtype=np.float32)[None].repeat(20, axis=0)
+
+
+@pytest.mark.parametrize("opacity", [0.6, 1.0])
+def test_a_heat_map_is_the_lighter_the_higher_the_probability(opacity):
+    image = Image.new("RGB", (256, 20), (90, 140, 30))
+    drawn = heat_map(image, RAMP, opacity, with_bar=False)
+    lightness = np.asarray(drawn).astype(int) @ [299, 587, 114]
+    assert (lightness[:, 4:] > lightness[:, :-4]).all()  # colors are rounded, so neighbours may be alike
+
+
+def test_a_heat_map_has_one_scale_for_every_picture():
+    ramp = np.asarray(heat_map(GREY.resize((256, 20)), RAMP, with_bar=False))
+    flat = np.asarray(heat_map(GREY, np.full((20, 30), RAMP[0, 80]), with_bar=False))
+    assert (flat == ramp[0, 80]).all()
+
+
+def test_a_heat_map_keeps_the_picture_in_grey_and_its_bar_shows_the_colors_of_0_to_1():
+    image = Image.new("RGB", (256, 20), (90, 140, 30))
+    grey = np.asarray(image.convert("L"))[..., None].repeat(3, axis=2)
+    np.testing.assert_array_equal(heat_map(image, RAMP, opacity=0.0, with_bar=False), grey)
+    drawn = np.asarray(heat_map(image, RAMP, opacity=1.0))
+    assert drawn.shape[0] > 20 and drawn.shape[1] == 256
+    [bar] = {row.tobytes() for row in drawn[:20]}  # at full opacity the ramp has the bar's own colors
+    assert any(row.tobytes() == bar for row in drawn[20:])
+    assert heat_map(GREY.resize((1, 1)), np.ones((1, 1))).width == 120
+
+
+@pytest.mark.parametrize(
+    ("probability", "message"),
+    [
+        (np.where(SQUARE, np.nan, 0.5), "from nan to nan"),
+        (SQUARE * 1.5, r"from 0\.0 to 1\.5"),
+        (SQUARE - 0.5, r"from -0\.5"),
+        (SQUARE, "bool"),
+        (SQUARE.T * 0.5, r"\(30, 20\)"),
+    ],
+)
+def test_what_is_no_probability_of_this_picture_is_refused(probability, message):
+    with pytest.raises(ValueError, match=message):
+        heat_map(GREY, probability)
+
+
+def attention(*brightest: int) -> np.ndarray:
+    """Scores (T, 9) of words that each look at one pixel of a 3 x 3 grid."""
+    return np.eye(9, dtype=np.float32)[list(brightest)] * 20 - 7
+
+
+def lightest_cells(sheet: Image.Image, num_rows: int, num_columns: int, width: int = 90) -> list[list[int]]:
+    """The number, in reading order, of the lightest ninth of each map on a sheet."""
+    light = np.asarray(sheet.convert("L")).astype(int)
+    xs = [10 + (1 + column) * (width + 10) for column in range(num_columns)]
+    below = light[:, xs[0] + width // 2 : xs[0] + width // 2 + 1] < 250
+    starts = [y for y in range(1, len(light)) if below[y, 0] and light[y : y + width, xs[0]].max() < 250]
+    tops = [y for y in starts if y - 1 not in starts][:num_rows]
+    return [
+        [
+            int(
+                light[top : top + width, x : x + width].reshape(3, width // 3, 3, width // 3).mean(axis=(1, 3)).argmax()
+            )
+            for x in xs
+        ]
+        for top in tops
+    ]
+
+
+def test_an_attention_sheet_is_light_where_each_word_looks_in_each_layer():
+    image = Image.new("RGB", (90, 90), (60, 60, 60))
+    sheet = attention_sheet(image, [attention(0, 5), attention(7, 5)], ["red", "mug"], cell_width=90)
+    assert [row[:2] for row in lightest_cells(sheet, 2, 3)] == [[0, 7], [5, 5]]
+    assert lightest_cells(sheet, 2, 3)[1][2] == 5  # the mean of both layers
+    one_layer = attention_sheet(image, attention(0, 5), ["red", "mug"], cell_width=90)
+    assert lightest_cells(one_layer, 2, 1) == [[0], [5]]
+    assert one_layer.width < sheet.width
+
+
+def test_an_attention_sheet_shows_the_softmax_so_a_constant_changes_nothing():
+    scores = np.random.default_rng(0).normal(size=(2, 3, 16))
+    words, shift = ["the", "red", "mug"], np.array([300.0, -4.0])[:, None, None]
+    np.testing.assert_array_equal(attention_sheet(GREY, scores, words), attention_sheet(GREY, scores + shift, words))
+
+
+@pytest.mark.parametrize(
+    ("scores", "words", "message"),
+    [
+        (np.zeros((2, 8)), ["a", "b"], r"\(2, 8\)"),
+        (np.zeros((2, 9)), ["a"], "1 words"),
+        (np.zeros((1, 1, 2, 9)), ["a", "b"], r"\(1, 1, 2, 9\)"),
+        (np.zeros((0, 9)), [], "0 words"),
+        (np.full((1, 9), np.nan), ["a"], "finite"),
+    ],
+)
+def test_attention_that_is_no_grid_for_each_word_is_refused(scores, words, message):
+    with pytest.raises(ValueError, match=message):
+        attention_sheet(GREY, scores, words)

@@ -1,0 +1,590 @@
+"""A page on which a picture is asked about, in any browser: offline, and on this machine only unless --host says more.
+
+    python examples/demo.py --model outputs/your_data/best hub/checkpoints/m3dec-scenes --port 7860
+
+It needs gradio: pip install "m3dec[demo]". The same from Python:
+
+    from gradio_client import Client, handle_file
+    client = Client("http://127.0.0.1:7860")
+    client.predict(handle_file("photo.jpg"), "the red mug\\nthe cup behind it", api_name="/segment")
+"""
+
+import functools
+import hashlib
+import io
+import json
+import os
+import signal
+import socket
+import sys
+import time
+import warnings
+from argparse import ArgumentParser
+from dataclasses import dataclass
+from html import escape
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from transformers import pipeline
+
+import m3dec  # noqa: F401 - registers the pipeline
+from m3dec.hub import SHIPPED_CHECKPOINT
+from m3dec.processing.drawing import MASK_COLORS, attention_sheet, cut_out, heat_map, overlay_masks
+from m3dec.processing.image_processing_m3dec import letterbox_box, letterbox_size, rgb_array
+from m3dec.processing.processing_m3dec import inside_letterbox
+from m3dec.processing.referring_data.scenes import draw_scene
+from m3dec.processing.referring_data.schema import encode_mask
+
+MAX_BYTES = 32 * 2**20  # of an upload
+MAX_PIXELS = 40_000_000  # of a picture; Pillow alone would take four times as many
+MAX_EXPRESSIONS = len(MASK_COLORS)  # a color each
+MAX_CHARACTERS = 20_000  # of all expressions together
+REMEMBERED = 16  # pictures, by each model
+SHOWN_SIDE = 1280  # the longer side of what the page shows; what it gives to download has the picture's own size
+FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")  # Pillow's others may start programs
+EXAMPLES = (  # a drawn scene's seed, and what to look for
+    (3, "the large blue moon\nthe red heart\nthe moon nearest the top"),
+    (1, "the circle that is not red\nthe second thing from the top"),
+    (0, "the orange heart\nthe green heart"),  # none of its hearts is green
+)
+BUTTONS = ["download", "fullscreen"]  # of an image; gradio's third shares it with the world
+# To the answer, where it stands below the question.
+SCROLL = "() => { if (innerWidth < 700) document.querySelector('#answer').scrollIntoView({behavior: 'smooth'}) }"
+STYLE = """
+.answers table { width: 100%; border-collapse: collapse; }
+.answers :is(td, th) { padding: .4em .6em; text-align: left; vertical-align: top; overflow-wrap: anywhere;
+  border: solid #8883; border-width: 0 0 1px; }
+.answers :is(td, th):nth-child(n+3) { text-align: right; overflow-wrap: normal; }
+.answers :is(table, tr) { border: 0 !important; }
+.answers i { display: inline-block; width: 1em; height: 1em; border-radius: 3px; border: 1px solid #8888; }
+.answers small { display: block; opacity: .75; }
+.cut-out img { background: repeating-conic-gradient(#bbb 0% 25%, #eee 0% 50%) 0 0 / 20px 20px; }
+td[role=gridcell] { white-space: pre-line; }
+footer { display: none !important; }
+"""
+
+
+def main(arguments: list[str] | None = None):
+    parser = ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument(
+        "--model", nargs="+", default=[str(SHIPPED_CHECKPOINT)], metavar="FOLDER", help="one, or several to choose from"
+    )
+    parser.add_argument("--host", default="127.0.0.1", help="0.0.0.0 lets in everyone who reaches this machine")
+    parser.add_argument("--port", type=int, default=7860, help="0 for one that is free")
+    arguments = parser.parse_args(arguments)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # so that uploads are deleted then, too
+    with TemporaryDirectory(prefix="m3dec-demo-") as uploads:
+        os.environ |= {"GRADIO_ANALYTICS_ENABLED": "False", "GRADIO_TEMP_DIR": uploads}
+        try:
+            gradio = import_gradio()
+            models = {shown_name(folder): PictureModel(folder) for folder in arguments.model}
+        except (ImportError, ValueError) as error:
+            raise SystemExit(str(error)) from error
+        page = build_page(models)
+        try:
+            _, address, _ = page.launch(
+                server_name=arguments.host,
+                server_port=arguments.port or free_port(arguments.host),
+                share=False,
+                ssr_mode=False,
+                run_history=False,
+                max_file_size=MAX_BYTES,
+                footer_links=[],
+                css=STYLE,
+                theme=gradio.themes.Default(
+                    primary_hue="blue", font=["system-ui", "sans-serif"], font_mono=["monospace"]
+                ),
+                quiet=True,
+                prevent_thread_lock=True,
+            )
+        except OSError as error:
+            raise SystemExit(
+                f"Port {arguments.port} cannot be used; --port 0 takes one that is free. {error}"
+            ) from error
+        print(f"Open {address} in a browser; Ctrl+C stops.", flush=True)
+        page.block_thread()
+
+
+# ---- What is asked and answered: nothing here knows gradio ----------------------------------------------------------
+
+
+@dataclass
+class Answer:
+    """What a model says of one expression."""
+
+    expression: str
+    mask: np.ndarray  # (h, w) bool, of the picture's size
+    score: float  # the mean probability inside the mask, 0.0 where it is empty
+    logits: torch.Tensor  # (h', w'), as the network gave them
+    unknown_words: list[str]
+    unread_words: str  # what stood beyond max_words
+
+    @property
+    def found(self) -> bool:
+        return bool(self.mask.any())
+
+
+@dataclass
+class Timing:
+    """Milliseconds that an answer took: the picture's half, once, and the expressions' half."""
+
+    picture: float
+    remembered: bool  # then `picture` is what it took the first time
+    expressions: float
+
+
+class PictureModel:
+    """A checkpoint that encodes a picture once, however often it is asked about: it remembers the last `REMEMBERED`.
+
+    Args:
+        folder: with the model and its processor.
+
+    Raises:
+        ValueError: there is no such folder, or it holds no model.
+    """
+
+    def __init__(self, folder: str | Path):
+        if not (Path(folder) / "config.json").is_file():
+            raise ValueError(f"--model takes folders of saved models, but {str(folder)!r} has no config.json.")
+        self.pipe = pipeline("referring-image-segmentation", model=str(folder))
+        self.processor, self.model = self.pipe.processor, self.pipe.model
+        self.encoded = {}  # digest of a picture: its F_enc (1, P, C) and milliseconds; the last used stands last
+        self.ask(np.zeros((32, 32, 3), np.uint8), ["thing"])  # the first time is slow
+        self.encoded.clear()
+
+    @torch.inference_mode()
+    def ask(self, picture: np.ndarray, expressions: list[str], threshold: float = 0.5) -> tuple[list[Answer], Timing]:
+        """Answer each expression about `picture`, (h, w, 3) uint8, as the pipeline does.
+
+        Raises:
+            ValueError: an expression holds no word, or the threshold is not between 0 and 1.
+        """
+        words = self.processor(text=expressions).to(self.model.device)
+        image_features, of_picture, remembered = self._encode(picture)
+        start = time.perf_counter()
+        about = torch.zeros(len(expressions), dtype=torch.int64, device=self.model.device)
+        logits = self.model(image_features=image_features, image_index=about, **words).logits.float()  # (N, h', w')
+        sizes = [picture.shape[:2]] * len(expressions)
+        found = self.processor.post_process_referring_segmentation(logits, sizes, threshold)
+        timing = Timing(of_picture, remembered, milliseconds_since(start))
+        answers = [
+            Answer(expression, one["mask"], one["score"], logit, *self._not_understood(expression))
+            for expression, one, logit in zip(expressions, found, logits, strict=True)
+        ]
+        return answers, timing
+
+    @torch.inference_mode()
+    def attention(self, picture: np.ndarray, expression: str) -> tuple[np.ndarray, list[str]]:
+        """A_mut of each decoder layer, (layers, T, P) before any softmax, and the T words or pieces of words."""
+        inputs = self.processor(text=expression).to(self.model.device)
+        outputs = self.model(image_features=self._encode(picture)[0], output_attentions=True, **inputs)
+        scores = torch.stack([layer[0] for layer in outputs.mutual_attentions]).float().cpu().numpy()
+        pieces = self._pieces(expression, self.processor.max_words)
+        return scores, [expression[a:b] or name for name, a, b in pieces]
+
+    def probability(self, answer: Answer, size: tuple[int, int]) -> np.ndarray:
+        """The probability of each pixel, float32, of the picture scaled to `size`, (height, width)."""
+        logits = answer.logits
+        if self.processor.image_processor.do_letterbox:
+            logits = inside_letterbox(logits, *answer.mask.shape, letterbox_size(self.processor.image_processor))
+        logits = F.interpolate(logits[None, None], size=size, mode="bilinear", align_corners=False)
+        return logits[0, 0].sigmoid().cpu().numpy()
+
+    def as_seen(self, picture: Image.Image) -> Image.Image:
+        """The picture in the frame that the grid of A_mut covers: as it is, or on the canvas of a letterbox."""
+        if not self.processor.image_processor.do_letterbox:
+            return picture
+        size = letterbox_size(self.processor.image_processor)
+        top, left, height, width = letterbox_box(picture.height, picture.width, size)
+        canvas = Image.new("RGB", size[::-1], "#808080")
+        canvas.paste(picture.resize((width, height)), (left, top))
+        return canvas
+
+    def _encode(self, picture: np.ndarray) -> tuple[torch.Tensor, float, bool]:
+        """F_enc, (1, P, C), the milliseconds that it took when it was made, and whether it was remembered."""
+        key = hashlib.sha256(repr(picture.shape).encode() + np.ascontiguousarray(picture).data).digest()
+        remembered = key in self.encoded
+        if not remembered:
+            start = time.perf_counter()
+            pixel_values = self.processor(images=picture)["pixel_values"].to(self.model.device, self.model.dtype)
+            features = self.model.get_image_features(pixel_values)
+            if features.is_cuda:
+                torch.cuda.synchronize()
+            self.encoded[key] = features, milliseconds_since(start)
+        self.encoded[key] = self.encoded.pop(key)  # the last used stands last
+        if len(self.encoded) > REMEMBERED:
+            del self.encoded[next(iter(self.encoded))]
+        return *self.encoded[key], remembered
+
+    def _pieces(self, expression: str, most: int | None = None) -> list[tuple[str, int, int]]:
+        """Each token, `most` at most, and the first and last letter that it stands for; 0, 0 if it stands for none."""
+        tokenizer = self.processor.tokenizer
+        tokens = tokenizer(
+            expression, truncation=most is not None, max_length=most, return_offsets_mapping=True, verbose=False
+        )
+        names = tokenizer.convert_ids_to_tokens(tokens["input_ids"])
+        return [(name, *place) for name, place in zip(names, tokens["offset_mapping"], strict=True)]
+
+    def _not_understood(self, expression: str) -> tuple[list[str], str]:
+        """The words that the model does not know, and what stands beyond its `max_words`."""
+        read = self._pieces(expression, self.processor.max_words)
+        unknown = [expression[a:b] for name, a, b in read if name == self.processor.tokenizer.unk_token]
+        is_cut = len(self._pieces(expression)) > len(read)
+        return list(dict.fromkeys(unknown)), expression[max(b for _, _, b in read) :].strip() if is_cut else ""
+
+
+def read_picture(path: str | Path | None) -> np.ndarray:
+    """An uploaded file as it is displayed: (h, w, 3) uint8.
+
+    Raises:
+        ValueError: there is none, or it is no picture, damaged, or has more than `MAX_PIXELS`.
+    """
+    if not path:
+        raise ValueError("A picture is needed. Upload one, or take one of the examples.")
+    try:
+        data = Path(path).read_bytes()
+    except OSError as error:
+        raise ValueError(
+            "The picture is no longer here: uploads are deleted after an hour. Upload it again."
+        ) from error
+    if len(data) > MAX_BYTES:
+        raise ValueError(
+            f"A picture may have at most {MAX_BYTES:,} bytes, but this has {len(data):,}. Make it smaller."
+        )
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # MAX_PIXELS is stricter
+            opened = Image.open(io.BytesIO(data), formats=FORMATS)
+    except Image.DecompressionBombError as error:
+        raise ValueError(
+            f"A picture may have at most {MAX_PIXELS:,} pixels, but this claims far more: {error}"
+        ) from error
+    except Exception as error:  # a damaged file makes Pillow's readers raise almost anything
+        raise ValueError(
+            f"A picture is a {', '.join(FORMATS[:-1])} or {FORMATS[-1]} file, but this one, of {len(data):,} bytes, "
+            "cannot be opened as such. Upload another."
+        ) from error
+    with opened:
+        if opened.width * opened.height > MAX_PIXELS:
+            raise ValueError(
+                f"A picture may have at most {MAX_PIXELS:,} pixels, but this has {opened.width:,} x {opened.height:,}. "
+                "Make it smaller."
+            )
+        return rgb_array(opened, "the picture")
+
+
+def expressions_of(text: str | None) -> list[str]:
+    """The lines of `text` that are not blank.
+
+    Raises:
+        ValueError: there is none, there are more than `MAX_EXPRESSIONS`, or the text has over `MAX_CHARACTERS`.
+    """
+    text = (text or "").encode("utf-8", "replace").decode()  # no lone surrogates
+    if len(text) > MAX_CHARACTERS:
+        raise ValueError(f"At most {MAX_CHARACTERS:,} characters are read at once, but these are {len(text):,}.")
+    expressions = [line.strip() for line in text.splitlines() if line.strip()]
+    if not expressions:
+        raise ValueError("Say what to look for, one expression per line: the red mug.")
+    if len(expressions) > MAX_EXPRESSIONS:
+        raise ValueError(
+            f"At most {MAX_EXPRESSIONS} expressions are answered at once, a color each, but these are "
+            f"{len(expressions)}. Ask again with the others: the picture is not encoded again."
+        )
+    return expressions
+
+
+def as_json(answers: list[Answer], timing: Timing, threshold: float, model: str) -> dict:
+    """Answers as plain values, the masks as COCO's run lengths, {"size": [height, width], "counts": str}."""
+    return {
+        "model": model,
+        "threshold": threshold,
+        "height": answers[0].mask.shape[0],
+        "width": answers[0].mask.shape[1],
+        "milliseconds": {
+            "picture": round(timing.picture, 2),
+            "picture_was_remembered": timing.remembered,
+            "expressions": round(timing.expressions, 2),
+        },
+        "answers": [
+            {
+                "expression": answer.expression,
+                "found": answer.found,
+                "score": answer.score,
+                "share": float(answer.mask.mean()),
+                "mask": encode_mask(answer.mask),
+                "unknown_words": answer.unknown_words,
+                "unread_words": answer.unread_words,
+            }
+            for answer in answers
+        ],
+    }
+
+
+def answers_html(model: PictureModel, answers: list[Answer], threshold: float) -> str:
+    """A table: color, expression, score and share of the picture, or that nothing was found."""
+    rows = []
+    for color, answer in zip(MASK_COLORS, answers, strict=False):
+        notes = []
+        if answer.unknown_words:
+            notes.append(f"unknown to this model: {shortened(', '.join(answer.unknown_words))}")
+        if answer.unread_words:
+            notes.append(f"it reads {model.processor.max_words} words; not read: {shortened(answer.unread_words)}")
+        if answer.found:
+            result = f"<td>{answer.score:.2f}</td><td>{answer.mask.mean():.1%}</td>"
+        else:
+            highest = model.probability(answer, answer.mask.shape).max()
+            notes.append(f"no pixel is above {threshold:.2f}; the highest probability is {highest:.2f}")
+            result = '<td colspan="2"><b>nothing found</b></td>'
+        said = escape(shortened(answer.expression, 300)) + "".join(f"<small>{escape(note)}</small>" for note in notes)
+        rows.append(f'<tr><td><i style="background: {color}"></i></td><td>{said}</td>{result}</tr>')
+    head = "<tr><th></th><th>expression</th><th>score</th><th>share</th></tr>"
+    return f"<table>{head}{''.join(rows)}</table>"
+
+
+def timing_text(timing: Timing, num_expressions: int) -> str:
+    each = "" if num_expressions == 1 else f", {timing.expressions / num_expressions:.1f} ms each"
+    picture = (
+        f"remembered, **not encoded again** (the first time took {timing.picture:.1f} ms)"
+        if timing.remembered
+        else f"encoded in **{timing.picture:.1f} ms**"
+    )
+    return f"Picture: {picture}. Expressions: {num_expressions} in **{timing.expressions:.1f} ms**{each}."
+
+
+def fitted(picture: np.ndarray) -> Image.Image:
+    """The picture, no larger than the page shows it."""
+    image = Image.fromarray(picture)
+    image.thumbnail((SHOWN_SIDE, SHOWN_SIDE), Image.Resampling.LANCZOS)
+    return image
+
+
+def fitted_mask(mask: np.ndarray, image: Image.Image) -> np.ndarray:
+    """A mask (h, w) at the size of the picture's `fitted` image."""
+    grey = Image.fromarray(mask.astype(np.uint8) * 255)
+    return np.asarray(grey.resize(image.size, Image.Resampling.BILINEAR)) > 127
+
+
+def shortened(text: str, most: int = 80) -> str:
+    return text if len(text) <= most else text[: most - 1] + "…"
+
+
+def shown_name(folder: str | Path) -> str:
+    is_shipped = Path(folder).resolve() == SHIPPED_CHECKPOINT.resolve()
+    return f"{SHIPPED_CHECKPOINT.name} (drawn scenes only)" if is_shipped else str(folder)
+
+
+def about(model: str) -> str:
+    """What a visitor must know of the chosen model."""
+    if model != shown_name(SHIPPED_CHECKPOINT):
+        return f"Answers are by `{model}`."
+    return (
+        "**This model knows drawn scenes only; on photographs it answers nonsense.** It is there so that everything "
+        "runs. Start the page with `--model FOLDER` for one that was trained on photographs."
+    )
+
+
+def milliseconds_since(start: float) -> float:
+    return (time.perf_counter() - start) * 1000
+
+
+def free_port(host: str) -> int:
+    with socket.socket() as probe:
+        probe.bind((host, 0))
+        return probe.getsockname()[1]
+
+
+# ---- The page -------------------------------------------------------------------------------------------------------
+
+
+def import_gradio():
+    """gradio, made unable to fetch what a request names by its URL.
+
+    Raises:
+        ImportError: it is not installed.
+    """
+    try:
+        import gradio
+        from gradio import processing_utils
+    except ImportError as error:
+        raise ImportError('The page needs gradio, which is not installed: pip install "m3dec[demo]"') from error
+
+    async def refuse(url: str):
+        raise gradio.Error(
+            "No URL is fetched here, only uploaded files are read. Upload the picture.", print_exception=False
+        )
+
+    processing_utils.async_ssrf_protected_get = refuse  # the one function by which it downloads for any component
+    return gradio
+
+
+def build_page(models: dict[str, PictureModel]):
+    """The page as `gradio.Blocks`, not yet served. `models` are offered in this order, under these names."""
+    gradio = import_gradio()
+
+    def in_sentences(function):
+        """What a ValueError says is shown to the visitor, and to clients of the API."""
+
+        @functools.wraps(function)
+        def wrapped(*inputs):
+            try:
+                return function(*inputs)
+            except ValueError as error:
+                raise gradio.Error(escape(str(error), quote=False), duration=None, print_exception=False) from error
+
+        return wrapped
+
+    @in_sentences
+    def segment(picture: str, expressions: str, threshold: float, model: str) -> dict:
+        """Answer one expression per line; masks are COCO's run lengths."""
+        asked = models[model].ask(read_picture(picture), expressions_of(expressions), threshold)
+        return as_json(*asked, threshold, model)
+
+    @in_sentences
+    def find(picture: str, expressions: str, threshold: float, opacity: float, model: str, which: int | None):
+        """The overlay, the table, the timing, the expressions to choose from, and the answers as a file."""
+        pixels, expressions = read_picture(picture), expressions_of(expressions)
+        answers, timing = models[model].ask(pixels, expressions, threshold)
+        image = fitted(pixels)
+        drawn = overlay_masks(image, [fitted_mask(answer.mask, image) for answer in answers], opacity=opacity)
+        data = json.dumps(as_json(answers, timing, threshold, model), indent=1).encode()
+        choices = [(f"{n + 1}. {shortened(expression, 60)}", n) for n, expression in enumerate(expressions)]
+        return (
+            drawn,
+            answers_html(models[model], answers, threshold),
+            timing_text(timing, len(answers)),
+            gradio.Radio(choices, value=which if which in range(len(choices)) else 0, visible=len(choices) > 1),
+            download(data, f"{stem(picture)}_answers.json"),
+        )
+
+    @in_sentences
+    def detail(picture: str, expressions: str, threshold: float, model: str, which: int | None):
+        """About one expression: heat map, attention, cut-out, and the mask and the cut-out as files."""
+        pixels, expressions = read_picture(picture), expressions_of(expressions)
+        number = which if which in range(len(expressions)) else 0
+        expression = expressions[number]
+        [answer], _ = models[model].ask(pixels, [expression], threshold)
+        image = fitted(pixels)
+        scores, words = models[model].attention(pixels, expression)
+        alone = cut_out(Image.fromarray(pixels), answer.mask)
+        name = f"{stem(picture)}_{number + 1}"
+        return (
+            heat_map(image, models[model].probability(answer, image.size[::-1])),
+            attention_sheet(models[model].as_seen(image), scores, words),
+            cut_out(image, fitted_mask(answer.mask, image)),
+            download(png(Image.fromarray(answer.mask.astype(np.uint8) * 255)), f"{name}_mask.png"),
+            download(png(alone), f"{name}_cut_out.png"),
+        )
+
+    def download(data: bytes, name: str):
+        path = gradio.processing_utils.save_bytes_to_cache(data, name, os.environ["GRADIO_TEMP_DIR"])
+        return gradio.DownloadButton(value=path, interactive=True)
+
+    def once_asked(function, num_outputs: int):
+        """Nothing happens as long as there is no picture or no expression."""
+
+        def wrapped(picture, expressions, *others):
+            return function(picture, expressions, *others) if picture and expressions else [gradio.skip()] * num_outputs
+
+        return wrapped
+
+    def nothing():
+        """No answer yet, in all that `find` and `detail` fill."""
+        closed = gradio.DownloadButton(value=None, interactive=False)
+        return None, "", "", gradio.Radio([], value=None, visible=False), closed, None, None, None, closed, closed
+
+    names = list(models)
+    private = {"api_visibility": "private", "concurrency_id": "model"}
+    with gradio.Blocks(title="m3dec", analytics_enabled=False, delete_cache=(600, 3600)) as page:
+        gradio.Markdown("# m3dec\nA picture and a sentence go in, the mask of the thing meant comes out.")
+        note = gradio.Markdown(about(names[0]))
+        with gradio.Row():
+            with gradio.Column(scale=4, min_width=320):
+                model = gradio.Dropdown(names, value=names[0], label="Model", visible=len(names) > 1)
+                picture = gradio.Image(
+                    label="Picture", type="filepath", sources=["upload", "clipboard"], height=320, elem_id="picture"
+                )
+                picture.preprocess = lambda file: file and file.path  # as it was uploaded, for `read_picture`
+                text = gradio.Textbox(
+                    label="What to look for", info=f"One expression per line, {MAX_EXPRESSIONS} at most.", lines=3,
+                    placeholder="the red mug\nthe cup behind it", elem_id="expressions",
+                )  # fmt: skip
+                button = gradio.Button("Find", variant="primary", elem_id="find")
+                with gradio.Row():
+                    threshold = gradio.Slider(0.01, 0.99, 0.5, step=0.01, label="Threshold", min_width=140)
+                    opacity = gradio.Slider(0, 1, 0.45, step=0.05, label="Opacity", min_width=140)
+                examples = gradio.Examples(example_pictures(), [picture, text], label="Drawn examples")
+            with gradio.Column(scale=6, min_width=320):
+                result = gradio.Image(buttons=BUTTONS, label="Answer", interactive=False, elem_id="answer")
+                table = gradio.HTML(elem_classes="answers", elem_id="answers")
+                timing = gradio.Markdown(elem_id="timing")
+                which = gradio.Radio(label="Details of", type="value", visible=False, elem_id="which")
+                with gradio.Row():
+                    mask_file = gradio.DownloadButton("Mask, PNG", interactive=False, elem_id="mask-file")
+                    cut_out_file = gradio.DownloadButton("Cut-out, PNG", interactive=False, elem_id="cut-out-file")
+                    answers_file = gradio.DownloadButton("All answers, JSON", interactive=False, elem_id="answers-file")
+                with gradio.Tab("Probability"):
+                    heat = gradio.Image(buttons=BUTTONS, show_label=False, interactive=False, elem_id="heat")
+                with gradio.Tab("Attention per word"):
+                    gradio.Markdown("Where each word looks: A_mut (Eq. 1) after Eq. 2a's softmax over the pixels.")
+                    sheet = gradio.Image(buttons=BUTTONS, show_label=False, interactive=False, elem_id="attention")
+                with gradio.Tab("Cut-out"):
+                    alone = gradio.Image(
+                        buttons=BUTTONS,
+                        show_label=False,
+                        interactive=False,
+                        format="png",
+                        elem_classes="cut-out",
+                        elem_id="cut-out",
+                    )
+
+        found = [result, table, timing, which, answers_file]
+        details = [heat, sheet, alone, mask_file, cut_out_file]
+        to_find = [picture, text, threshold, opacity, model, which]
+        for_details = [picture, text, threshold, model, which]
+        for event in (button.click, text.submit, examples.load_input_event.then):
+            asked = event(find, to_find, found, show_progress_on=result, **private)
+            asked.success(None, js=SCROLL).success(detail, for_details, details, **private)
+            asked.failure(nothing, None, found + details, **private)
+        for event in (threshold.release, opacity.release, model.input):
+            again = event(once_asked(find, len(found)), to_find, found, show_progress_on=result, **private)
+            again.success(once_asked(detail, len(details)), for_details, details, **private)
+        for event in (picture.upload, picture.clear):  # what stands there is about another
+            event(nothing, None, found + details, api_visibility="private", queue=False)
+        which.input(detail, for_details, details, **private)
+        model.input(about, model, note, api_visibility="private")
+        gradio.Button(visible=False).click(
+            segment,
+            [picture, text, threshold, model],
+            gradio.JSON(visible=False),
+            api_name="segment",
+            concurrency_id="model",
+        )
+    return page
+
+
+def example_pictures() -> list[list[str]]:
+    """Each of `EXAMPLES` as a file among the uploads, and its expressions."""
+    rows = []
+    for seed, expressions in EXAMPLES:
+        path = Path(os.environ["GRADIO_TEMP_DIR"]) / f"scene_{seed}.png"
+        draw_scene(seed, split="test", image_size=480).image.save(path)
+        rows.append([str(path), expressions])
+    return rows
+
+
+def stem(path: str) -> str:
+    return Path(path).stem[:50]
+
+
+def png(image: Image.Image) -> bytes:
+    file = io.BytesIO()
+    image.save(file, "PNG")
+    return file.getvalue()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,156 @@
+"""A trained model as one flat folder with its code, which transformers loads where this package is not installed.
+
+    export("outputs/scenes/best", "outputs/flat")
+    # elsewhere: pipeline("referring-image-segmentation", model="outputs/flat", trust_remote_code=True)
+
+transformers copies such code file by file and finds what a file needs by its `from .name import`, so all files lie
+beside each other and import each other like that.
+"""
+
+import ast
+import json
+import re
+import shutil
+import tempfile
+from importlib.util import find_spec
+from pathlib import Path
+
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import GatedRepoError, HFValidationError, RepositoryNotFoundError, RevisionNotFoundError
+
+AUTO_CLASSES = {
+    "AutoConfig": "configuration_m3dec.M3DecConfig",
+    "AutoModel": "modeling_m3dec.M3DecModel",
+    "AutoModelForImageSegmentation": "modeling_m3dec.M3DecForImageSegmentation",
+}
+AUTO_IMAGE_PROCESSOR = {
+    "torchvision": "image_processing_m3dec.M3DecImageProcessor",
+    "pil": "image_processing_pil_m3dec.M3DecImageProcessorPil",
+}
+AUTO_PROCESSOR = "processing_m3dec.M3DecProcessor"
+PIPELINES = {
+    "referring-image-segmentation": {
+        "impl": "pipeline_m3dec.ReferringImageSegmentationPipeline",
+        "pt": ["AutoModelForImageSegmentation"],
+        "type": "multimodal",
+    }
+}
+# The modules that these names are in; what they import comes along.
+ENTRY_MODULES = (
+    "m3dec.configuration.configuration_m3dec",
+    "m3dec.modeling_m3dec",
+    "m3dec.processing.image_processing_m3dec",
+    "m3dec.processing.image_processing_pil_m3dec",
+    "m3dec.processing.processing_m3dec",
+    "m3dec.processing.pipeline_m3dec",
+)
+SAVED = ("config.json", "processor_config.json", "tokenizer*", "vocab.txt", "special_tokens_map.json", "*.safetensors*")
+BESIDE = ("README.md", "*.png")  # the card, and the pictures that it shows
+IMPORT = re.compile(r"^from (m3dec\.(?:\w+\.)*\w+|\.\w+) import", re.MULTILINE)
+
+
+def export(source: str | Path, destination: str | Path, revision: str | None = None, token: str | None = None) -> Path:
+    """Write the flat folder of a trained model; it is there when it is whole.
+
+    Args:
+        source: a folder that `save_pretrained` or a training wrote, or a name on the Hub.
+        destination: the new folder; an empty one may be there.
+        revision: branch, tag or commit of a name on the Hub.
+        token: for the Hub, where it is not the one that `hf auth login` stored.
+
+    Returns:
+        The destination.
+
+    Raises:
+        FileExistsError: `destination` holds something.
+        FileNotFoundError: `source` is no folder and no name on the Hub, or lacks a file.
+        ValueError: it holds another model, or weights in files that can run code.
+    """
+    destination = Path(destination)
+    if destination.is_file() or (destination.is_dir() and any(destination.iterdir())):
+        raise FileExistsError(f"An export needs a new folder, but {destination} is there. Delete it, or name another.")
+    folder = model_folder(source, revision, token)
+    destination.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=destination.parent, prefix=f".{destination.name}.") as temporary:
+        flat = Path(temporary) / destination.name
+        flat.mkdir()
+        for pattern in (*SAVED, *BESIDE):
+            for file in folder.glob(pattern):
+                shutil.copyfile(file, flat / file.name)
+        edit_json(flat / "config.json", {"auto_map": AUTO_CLASSES, "custom_pipelines": PIPELINES})
+        processors = {"AutoProcessor": AUTO_PROCESSOR, "AutoImageProcessor": AUTO_IMAGE_PROCESSOR}
+        image_processor = {"auto_map": {"AutoImageProcessor": AUTO_IMAGE_PROCESSOR}}
+        edit_json(flat / "processor_config.json", {"auto_map": processors, "image_processor": image_processor})
+        for name, text in flat_code().items():
+            (flat / name).write_text(text, encoding="utf-8")
+        shutil.copyfile(Path(__file__).with_name("handler.py"), flat / "handler.py")
+        flat.replace(destination)
+    return destination
+
+
+def model_folder(source: str | Path, revision: str | None = None, token: str | None = None) -> Path:
+    """The folder of a trained model, fetched from the Hub if it is none here, with what an export needs in it."""
+    folder = Path(source)
+    if not folder.is_dir():
+        try:
+            folder = Path(
+                snapshot_download(str(source), revision=revision, token=token, allow_patterns=[*SAVED, *BESIDE])
+            )
+        except (HFValidationError, RepositoryNotFoundError, RevisionNotFoundError, GatedRepoError) as error:
+            raise FileNotFoundError(
+                f"A model is a folder or a name on the Hub, but {source!r} is no folder here, and the Hub says: "
+                f"{str(error).strip()}"
+            ) from error
+    missing = [name for name in ("config.json", "processor_config.json") if not (folder / name).is_file()]
+    if missing:
+        raise FileNotFoundError(
+            f"A trained model's folder holds config.json and processor_config.json, but {source} lacks "
+            f"{' and '.join(missing)}. Save the model and the processor into one folder."
+        )
+    kind = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("model_type")
+    if kind != "m3dec":
+        raise ValueError(f"Only m3dec models can be exported, but {source} holds a model of type {kind!r}.")
+    if not any(folder.glob("*.safetensors")):
+        raise ValueError(
+            f"Weights are exported from .safetensors files, but {source} holds none. Load the model and save it again "
+            "by save_pretrained."
+        )
+    return folder
+
+
+def flat_code() -> dict[str, str]:
+    """File name → text of each module that a model needs, with imports of neighbours only."""
+    files, waiting = {}, [(name, find_spec(name).origin) for name in ENTRY_MODULES]
+    while waiting:
+        module, path = waiting.pop()
+        name = f"{module.rpartition('.')[2]}.py"
+        if name in files:
+            continue
+        text = Path(path).read_text(encoding="utf-8")
+        for imported in IMPORT.findall(text):
+            whole = module.rpartition(".")[0] + imported if imported.startswith(".") else imported
+            waiting.append((whole, find_spec(whole).origin))
+        files[name] = IMPORT.sub(lambda found: f"from .{found[1].rpartition('.')[2]} import", text)
+        left = [line for line in imports(files[name]) if line.split(".")[0] == "m3dec"]
+        if left:
+            raise ValueError(f"{path} imports {left[0]} in a way that an export does not know: one line, at its start.")
+    return files
+
+
+def imports(code: str) -> list[str]:
+    """The modules that Python code imports; those beside it with a dot before."""
+    found = []
+    for node in ast.walk(ast.parse(code)):
+        if isinstance(node, ast.Import):
+            found += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            found.append("." * node.level + (node.module or ""))
+    return found
+
+
+def edit_json(path: Path, changes: dict) -> None:
+    """Set keys of a JSON object; those of an object within it one by one."""
+    values = json.loads(path.read_text(encoding="utf-8"))
+    for key, value in changes.items():
+        values[key] = {**values.get(key, {}), **value} if key == "image_processor" else value
+    path.write_text(json.dumps(values, indent=2, sort_keys=True) + "\n", encoding="utf-8")

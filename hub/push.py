@@ -1,0 +1,165 @@
+"""Publish on the Hub: a trained model with its card and code, the metric as a Space, a prepared data set.
+
+    push_model("outputs/scenes/best", "owner/m3dec-scenes", private=True, tag="v1")
+    push_metric("owner/referring_iou")
+    push_dataset("outputs/prepared", "owner/my-references")
+
+Each is one commit, so that an upload which is interrupted leaves the old state; without a change there is no commit.
+"""
+
+import logging
+import re
+import tempfile
+from pathlib import Path
+
+from huggingface_hub import HfApi
+from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, LocalTokenNotFoundError, RepositoryNotFoundError
+
+from m3dec.hub.export import export
+
+logger = logging.getLogger(__name__)
+
+METRIC_FOLDER = Path(__file__).resolve().parent.parent / "processing" / "referring_iou"
+OWN_PATH = re.compile(r"(?<![\w:/.])(?:~[/\\]|/[\w.-]+/|[A-Za-z]:[/\\])[^\s'\",)\]]+")
+
+
+# A lost connection is an error of the HTTP client that huggingface_hub has; a broken upload, a RuntimeError.
+REFUSALS = (HfHubHTTPError.__bases__[0], OSError, RuntimeError)
+
+
+class PushError(Exception):
+    """The Hub did not take what was pushed; the text says what to do."""
+
+
+def push_model(source: str | Path, repo_id: str, *, tag: str | None = None, token: str | None = None, **kwargs) -> str:
+    """Push a trained model's folder as `m3dec.hub.export.export` writes it: loadable with and without this package.
+
+    Args:
+        source: a folder that `save_pretrained` or a training wrote, or a name on the Hub.
+        repo_id: owner/name; without an owner, whoever the token belongs to. It is made where it is not there.
+        tag: given to the commit.
+        token: where it is not the one that `hf auth login` stored or HF_TOKEN holds.
+        private (bool | None): of a new repository. True is refused where the repository is there and public.
+        branch (str | None): to push to; made from the main one where it is not there.
+        message (str): of the commit.
+
+    Returns:
+        The commit's id, 40 hexadecimal digits, to pin as `revision` and `code_revision`.
+
+    Raises:
+        PushError: the Hub refuses: no login, no right to write, a tag or a public repository in the way.
+        FileNotFoundError, ValueError: `source` is no trained model; see `export`.
+    """
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = export(source, Path(temporary) / "model", token=token)
+        card = folder / "README.md"
+        paths = own_paths(card.read_text(encoding="utf-8")) if card.is_file() else []
+        if paths:
+            logger.warning("The model card names paths of this machine, which all will read: %s", ", ".join(paths))
+        stale = ["*.py", "*.safetensors", "*.safetensors.index.json"]
+        return push_folder(folder, repo_id, "model", tag=tag, token=token, delete_patterns=stale, **kwargs)
+
+
+def push_metric(repo_id: str, *, tag: str | None = None, token: str | None = None, **kwargs) -> str:
+    """Push the metric as a Space, for `evaluate.load(repo_id)`; the Space must be called referring_iou, as the module.
+
+    Args, Returns, Raises: as `push_model`, without `source`.
+    """
+    if repo_id.rpartition("/")[2] != "referring_iou":
+        raise ValueError(
+            f"evaluate looks for a module of its Space's name, so it is owner/referring_iou, but got {repo_id!r}."
+        )
+    return push_folder(METRIC_FOLDER, repo_id, "space", tag=tag, token=token, delete_patterns=["*.py"], **kwargs)
+
+
+def push_dataset(
+    source: str | Path, repo_id: str, *, tag: str | None = None, token: str | None = None, **kwargs
+) -> str:
+    """Push what `m3dec prepare` wrote, for `load_dataset(repo_id, streaming=True)`. Have the right to publish it.
+
+    Args, Returns, Raises: as `push_model`; FileNotFoundError where `source` holds no data/*.parquet.
+    """
+    if not any(Path(source).glob("data/*.parquet")):
+        raise FileNotFoundError(f"A prepared data set holds data/*.parquet, but {source} does not. Run m3dec prepare.")
+    stale = ["data/*.parquet"]
+    return push_folder(Path(source), repo_id, "dataset", tag=tag, token=token, delete_patterns=stale, **kwargs)
+
+
+def push_folder(
+    folder: Path,
+    repo_id: str,
+    kind: str,
+    *,
+    private: bool | None = None,
+    branch: str | None = None,
+    tag: str | None = None,
+    message: str = "Push by m3dec",
+    token: str | None = None,
+    delete_patterns: list[str] | None = None,
+) -> str:
+    """Push a folder's files as one commit to a repository of a `kind`, and give the commit's id."""
+    api = HfApi(token=token)
+    try:
+        repo_id = open_repository(repo_id, kind, private=private, token=token)
+        if branch is not None:
+            api.create_branch(repo_id, branch=branch, repo_type=kind, exist_ok=True)
+        commit = api.upload_folder(
+            repo_id=repo_id,
+            repo_type=kind,
+            folder_path=folder,
+            revision=branch,
+            commit_message=message,
+            delete_patterns=delete_patterns,
+            ignore_patterns=["__pycache__/*", "*.tmp"],
+        ).oid
+        if tag is not None:
+            tags = {ref.name: ref.target_commit for ref in api.list_repo_refs(repo_id, repo_type=kind).tags}
+            if tags.get(tag, commit) != commit:
+                raise PushError(
+                    f"The tag {tag} of {repo_id} stands for another commit, {tags[tag][:8]}. What was pushed is "
+                    f"{commit[:8]}; choose another tag for it."
+                )
+            api.create_tag(repo_id, tag=tag, revision=commit, repo_type=kind, exist_ok=True)
+    except REFUSALS as error:
+        raise PushError(refusal(error, repo_id)) from error
+    return commit
+
+
+def open_repository(repo_id: str, kind: str = "model", *, private: bool | None = None, token: str | None = None) -> str:
+    """Make a repository where it is not there, and give its whole name.
+
+    Raises:
+        PushError: as `push_model`.
+    """
+    api = HfApi(token=token)
+    try:
+        name = api.create_repo(
+            repo_id, repo_type=kind, private=private, exist_ok=True, space_sdk="static" if kind == "space" else None
+        ).repo_id
+        if private and not api.repo_info(name, repo_type=kind).private:
+            raise PushError(
+                f"{name} is there and public, so nothing was pushed to it. Make it private in its settings, or name "
+                "another."
+            )
+    except REFUSALS as error:
+        raise PushError(refusal(error, repo_id)) from error
+    return name
+
+
+def refusal(error: Exception, repo_id: str) -> str:
+    """What the Hub says, and what to do."""
+    status = error.response.status_code if isinstance(error, HfHubHTTPError) and error.response is not None else None
+    if isinstance(error, GatedRepoError):
+        advice = f"{repo_id} is gated: ask for access on its page."
+    elif isinstance(error, LocalTokenNotFoundError) or status == 401:
+        advice = "Log in with a token that may write: hf auth login, or set HF_TOKEN."
+    elif isinstance(error, RepositoryNotFoundError) or status == 403:
+        advice = f"The token may not write to {repo_id}: name a repository of your own, or use a token that may."
+    else:
+        advice = "Nothing of a commit is kept that was not whole; push again."
+    return f"{advice} (The Hub said: {str(error).strip()})"
+
+
+def own_paths(card: str) -> list[str]:
+    """Absolute paths that a model card names."""
+    return list(dict.fromkeys(OWN_PATH.findall(card)))

@@ -1,0 +1,131 @@
+"""The command m3dec: what it prints, writes and returns, and that a bad picture stops none of the others."""
+
+import importlib.metadata
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+from pycocotools import mask as coco_mask
+from test_bad_input import BAD_PICTURES, photo
+from transformers import pipeline
+
+from m3dec.examples.command_line import COMMANDS, main
+from m3dec.hub import SHIPPED_CHECKPOINT
+from m3dec.processing.referring_data.scenes import draw_scene
+
+
+def run(*arguments) -> int:
+    """The exit status of `m3dec …` in this process."""
+    try:
+        main([str(argument) for argument in arguments])
+    except SystemExit as ended:
+        if isinstance(ended.code, str):
+            print(ended.code, file=sys.stderr)
+        return ended.code if isinstance(ended.code, int) else int(ended.code is not None)
+    return 0
+
+
+@pytest.fixture
+def pictures(tmp_path):
+    for seed in (3, 11):
+        draw_scene(seed=seed).image.save(tmp_path / f"scene{seed}.png")
+    return tmp_path / "scene3.png", tmp_path / "scene11.png"
+
+
+def test_the_command_is_installed_and_every_program_has_its_help(capsys):
+    [command] = [entry for entry in importlib.metadata.entry_points(group="console_scripts") if entry.name == "m3dec"]
+    assert command.load() is main
+    assert run("--help") == 0
+    listed = capsys.readouterr().out
+    for name in COMMANDS:
+        assert name in listed
+        assert run(name, "--help") == 0 and capsys.readouterr().out.startswith(f"usage: m3dec {name}")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("frobnicate",), "no command 'frobnicate'"),
+        (("predict", "the cat"), "name at least one picture"),
+        (("predict", "a.jpg"), "name at least one picture"),
+        (("predict", "a.jpg", "b.jpg", "the cat", "--output", "c.png"), "--output is for one picture"),
+        (("predict", "a.jpg", "the cat", "--threshold", "2"), "a probability between 0 and 1"),
+    ],
+)
+def test_a_call_that_makes_no_sense_has_status_2_and_a_reason(arguments, words, capsys):
+    assert run(*arguments) == 2
+    assert words in capsys.readouterr().err
+
+
+def test_json_lines_hold_the_pipelines_masks_for_all_pictures_and_expressions(pictures, capsys):
+    texts = ["the leftmost thing", "the ring"]
+    assert run("predict", *pictures, *texts, "--json") == 0
+    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    pipe = pipeline("referring-image-segmentation", model=SHIPPED_CHECKPOINT)
+    expected = [(path, answer) for path in pictures for answer in pipe(str(path), text=texts)]
+    for line, (path, answer) in zip(lines, expected, strict=True):
+        assert (line["image"], line["expression"]) == (str(path), answer["label"])
+        assert np.array_equal(coco_mask.decode(line["mask"]), np.asarray(answer["mask"]) // 255)
+        assert line["area"] == (np.asarray(answer["mask"]) > 0).sum()
+        assert line["score"] == pytest.approx(answer["score"])
+    assert {path.name for path in pictures[0].parent.iterdir()} == {"scene3.png", "scene11.png"}  # nothing written
+
+
+def test_overlay_and_masks_go_where_they_are_asked_to(pictures, tmp_path, capsys):
+    assert run("predict", pictures[0], "the ring", "--output_dir", tmp_path / "out") == 0
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"scene3_mask_1.png", "scene3_overlay.png"}
+    assert run("predict", pictures[0], "the ring", "--output", tmp_path / "one.png", "--json") == 0
+    with Image.open(tmp_path / "one.png") as drawn:
+        assert drawn.width > 160
+    capsys.readouterr()
+    assert run("predict", pictures[0], "the ring", "--output_dir", tmp_path / "out", "--threshold", "0.9999999") == 0
+    assert "nothing found" in capsys.readouterr().out
+
+
+FILES = ["truncated", "zero bytes", "not an image", "missing", "decompression bomb"]
+
+
+def test_bad_pictures_are_named_and_the_good_ones_answered(pictures, tmp_path, capsys):
+    bad = []
+    for name in FILES:
+        (tmp_path / name).mkdir()
+        bad.append(BAD_PICTURES[name][0](tmp_path / name))
+    assert run("predict", pictures[0], *bad, pictures[1], "the ring", "--json") == 1
+    out, err = capsys.readouterr()
+    assert [json.loads(line)["image"] for line in out.splitlines()] == [str(path) for path in pictures]
+    complaints = [line for line in err.splitlines() if line.startswith(str(tmp_path))]
+    assert len(complaints) == len(bad)
+    for path, line in zip(bad, complaints, strict=True):
+        assert line.startswith(f"{path}: ") and len(line) > len(str(path)) + 20
+    assert "Traceback" not in err
+
+
+def test_an_expression_without_words_and_a_model_that_is_none_are_told(pictures, tmp_path, capsys):
+    assert run("predict", pictures[0], "?!", "--json") == 1
+    assert "word" in capsys.readouterr().err
+    assert run("predict", pictures[0], "the ring", "--model", tmp_path / "nowhere") == 1
+    assert "nowhere cannot be loaded" in capsys.readouterr().err
+
+
+def test_info_says_what_a_model_is(capsys):
+    assert run("info") == 0
+    out = capsys.readouterr().out
+    assert "4.61 M" in out and "tf_efficientnet_lite0" in out and "160 x 160" in out
+
+
+def test_export_writes_a_folder_that_loads_and_refuses_one_that_is_there(tmp_path, capsys):
+    assert run("export", SHIPPED_CHECKPOINT, tmp_path / "flat") == 0
+    pipe = pipeline("referring-image-segmentation", model=tmp_path / "flat")
+    assert len(pipe(photo(), text="the ring")) == 1
+    assert run("export", SHIPPED_CHECKPOINT, tmp_path / "flat") == 1
+    assert "needs a new folder" in capsys.readouterr().err
+
+
+def test_importing_the_package_brings_no_library_of_data_or_training():
+    heavy = ("datasets", "evaluate", "timm", "pycocotools", "pandas", "matplotlib")
+    code = f"import sys, m3dec; print([name for name in {heavy} if name in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
