@@ -3,10 +3,10 @@
     m3dec predict photo.jpg "the red mug" "the chair on the left" --model path/to/model
     m3dec predict a.jpg https://host/b.jpg "the cat" --json > masks.jsonl
 
-What ends like a picture's name (.jpg, .png, …) or is an address is a picture, all else an expression; all expressions are
-looked for in all pictures. Writes photo_overlay.png and one mask an expression, photo_mask_1.png …, beside the picture or
-to --output_dir. With --json, prints a line an answer with the mask as COCO run lengths instead, and writes only what
---output names.
+What ends like a picture's name (.jpg, .png, …) or is an address is a picture, all else an expression; all expressions
+are looked for in all pictures. Writes photo_overlay.png and one mask an expression, photo_mask_1.png …, beside the
+picture or to --output_dir. With --json, prints a line an answer with the mask as COCO run lengths instead, and writes
+only what --output names.
 
 Exit status: 0; 1 where a picture could not be answered, when the others are; 2 for a call that makes no sense.
 """

@@ -35,6 +35,7 @@ def loaded(model, folder: Path, *flags, environment: dict | None = None) -> tupl
         return dict(arrays), json.loads(done.stdout.splitlines()[-1])
 
 
+@pytest.mark.slow
 def test_without_the_package_a_flat_folder_gives_the_same_bits_also_when_it_is_saved_again(flat, tmp_path):
     for name in ("here", "again", "installed"):
         (tmp_path / name).mkdir()

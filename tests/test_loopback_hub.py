@@ -208,6 +208,7 @@ def test_a_broken_upload_leaves_the_old_revision(hub, tmp_path):
     assert [commit.message for commit in hub.repository("owner/model").history()][:2] == ["Pushed", "Add files"]
 
 
+@pytest.mark.slow
 def test_transformers_pushes_and_loads_by_revision_with_and_without_remote_code(hub, tmp_path):
     code = """
     import torch
@@ -247,6 +248,7 @@ def test_transformers_pushes_and_loads_by_revision_with_and_without_remote_code(
     assert not hub.unserved
 
 
+@pytest.mark.slow
 def test_parquet_shards_stream_and_a_module_of_a_space_loads(hub, tmp_path):
     hub.create("owner/scenes", "dataset")
     for shard in range(3):

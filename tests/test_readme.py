@@ -32,6 +32,7 @@ def test_the_first_block_of_each_section_has_less_than_ten_lines(title):
     assert len([line for line in block.splitlines() if line.strip()]) < 10
 
 
+@pytest.mark.slow
 def test_what_is_trained_as_the_readme_says_is_published_as_it_says(hub, tmp_path):
     """Both blocks as they stand, with a tiny recipe in the place of scenes.yaml, on the double of the Hub."""
     recipe = {"data_root": "outputs/data", "output_dir": "outputs/scenes", "scenes": {"train": 8, "val": 2, "test": 2}}

@@ -1,0 +1,293 @@
+"""A trained model as ONNX graphs, for servers: the image half, the text half and the whole, and how well they agree.
+
+    python hub/export_onnx.py MODEL FOLDER
+
+The folder then holds, beside the processor's files:
+    image_half.onnx     pixel_values (images, 3, S, S) → image_features (images, P, C), once for each picture
+    text_half.onnx      image_features, image_index, input_ids, attention_mask → logits (expressions, h, w)
+    model.onnx          pixel_values, image_index, input_ids, attention_mask → logits
+    onnx_segmenter.py   the pipeline's answers from the two halves, without torch
+    report.json         how far the graphs' logits and masks are from the model's
+
+Numbers of images, expressions and words (up to `max_words`) are free; image_index (expressions,) says which image each
+expression is about. Values are checked by nobody: ids must be rows of the vocabulary, padding stands on the right.
+"""
+
+import copy
+import json
+import os
+import shutil
+import sys
+import tempfile
+import warnings
+from argparse import ArgumentParser
+from importlib.metadata import version
+from importlib.util import find_spec
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.export import Dim
+
+from m3dec.modeling_m3dec import M3DecForImageSegmentation
+from m3dec.processing.image_processing_m3dec import letterbox_size
+from m3dec.processing.processing_m3dec import M3DecProcessor
+from m3dec.processing.referring_data.scenes import draw_scene
+
+PACKAGES = ("onnx", "onnxscript", "onnxruntime")
+# Of a logit up to 1, and as a part of larger ones. The shipped model has 280, where torch itself is up to 2.8e-4
+# from float64, and 1.8e-4 from what it says with another number of threads.
+TOLERANCE = 1e-4
+ONE_FILE = 1.5e9  # bytes of weights; a graph of more than 2 GB must have them in a file of their own
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """The command line; 0 if the graphs agree with the model, else 1."""
+    parser = ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("model", help="a folder or hub name with a model and its processor")
+    parser.add_argument("folder", type=Path, help="where the graphs go")
+    parser.add_argument("--scenes", type=int, default=34, help="drawn pictures, of six expressions each, to compare on")
+    asked = parser.parse_args(arguments)
+    report = export_onnx(asked.model, None, asked.folder, asked.scenes)
+    print_report(report)
+    return 0 if report["agrees"] else 1
+
+
+def export_onnx(
+    model: str | Path | M3DecForImageSegmentation,
+    processor: M3DecProcessor | None,
+    folder: str | Path,
+    scenes: int = 34,
+) -> dict:
+    """Write the graphs, and measure them on drawn scenes.
+
+    Args:
+        model: a folder or hub name, or a model, which stays as it is. The graphs compute in float32.
+        processor: None for the one that lies beside the model. Its `size` is the S of the graphs.
+        folder: a new one, or one whose files of these names are replaced; each is there when it is whole.
+        scenes: drawn pictures, of six expressions each, to compare on.
+
+    Returns:
+        What report.json holds: "expressions"; for "halves" and "whole" what `agreement` says; "agrees", whether both
+        are within "tolerance"; and the "versions" of the packages.
+
+    Raises:
+        ModuleNotFoundError: a package of the extra `[onnx]` is missing.
+        ValueError: the processor's size is not one that the model can take.
+    """
+    missing = [name for name in PACKAGES if find_spec(name) is None]
+    if missing:
+        raise ModuleNotFoundError(f"ONNX graphs need {' and '.join(missing)}: pip install 'm3dec[onnx]'")
+    if not isinstance(model, M3DecForImageSegmentation):
+        processor = processor or M3DecProcessor.from_pretrained(model)
+        model = M3DecForImageSegmentation.from_pretrained(model)
+    if processor is None:
+        raise ValueError("A model that is no folder needs its processor, but processor is None. Give both.")
+    model = copy.deepcopy(model).float().cpu().eval()
+    side, _ = letterbox_size(processor.image_processor)
+    if side != model.config.image_size:
+        model.set_image_size(side)
+
+    folder = Path(folder)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as temporary:
+        written = Path(temporary)
+        write_graphs(model, written)
+        processor.save_pretrained(written)
+        shutil.copyfile(Path(__file__).with_name("onnx_segmenter.py"), written / "onnx_segmenter.py")
+        report = compare(model, processor, written, scenes)
+        folder.mkdir(exist_ok=True)
+        for file in written.iterdir():
+            os.replace(file, folder / file.name)
+        (written / "report.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+        os.replace(written / "report.json", folder / "report.json")
+    return report
+
+
+class ImageHalf(nn.Module):
+    def __init__(self, model: M3DecForImageSegmentation):
+        super().__init__()
+        self.model = model
+
+    def forward(self, pixel_values: Tensor) -> Tensor:
+        return self.model.get_image_features(pixel_values)  # (B, P, C)  F_enc
+
+
+class TextHalf(nn.Module):
+    def __init__(self, model: M3DecForImageSegmentation):
+        super().__init__()
+        self.model = model
+
+    def forward(self, image_features: Tensor, image_index: Tensor, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        inputs = {"input_ids": input_ids, "attention_mask": attention_mask, "image_index": image_index}
+        return self.model(image_features=image_features, **inputs).logits  # (N, h, w)
+
+
+class Whole(nn.Module):
+    def __init__(self, model: M3DecForImageSegmentation):
+        super().__init__()
+        self.model = model
+
+    def forward(self, pixel_values: Tensor, image_index: Tensor, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        inputs = {"input_ids": input_ids, "attention_mask": attention_mask, "image_index": image_index}
+        return self.model(pixel_values=pixel_values, **inputs).logits  # (N, h, w)
+
+
+class OnnxRecurrent(nn.Module):
+    """An LSTM or GRU as ONNX's own operator: torch.export would unroll it, for one number of words."""
+
+    def __init__(self, network: nn.LSTM | nn.GRU):
+        super().__init__()
+        self.operator = type(network).__name__
+        self.hidden_size = network.hidden_size
+        self.attributes = {"hidden_size": network.hidden_size}
+        order = [0, 3, 1, 2]  # ONNX has input, output, forget, cell; torch input, forget, cell, output
+        if self.operator == "GRU":
+            order = [1, 0, 2]  # ONNX has update, reset, new; torch reset, update, new
+            self.attributes["linear_before_reset"] = 1
+
+        def gates(weight: Tensor) -> Tensor:
+            return weight.detach().unflatten(0, (len(order), -1))[order].flatten(0, 1)
+
+        biases = torch.cat([gates(network.bias_ih_l0), gates(network.bias_hh_l0)])
+        self.register_buffer("input_weight", gates(network.weight_ih_l0)[None])  # one direction each
+        self.register_buffer("hidden_weight", gates(network.weight_hh_l0)[None])
+        self.register_buffer("biases", biases[None])
+
+    def forward(self, vectors: Tensor) -> tuple[Tensor]:
+        """From (N, T, D) to the hidden states (N, T, C/2), where torch's modules have them: first of a tuple."""
+        num_expressions, num_words, _ = vectors.shape
+        states = torch.onnx.ops.symbolic(
+            self.operator,
+            [vectors.transpose(0, 1), self.input_weight, self.hidden_weight, self.biases],
+            self.attributes,
+            dtype=vectors.dtype,
+            shape=(num_words, 1, num_expressions, self.hidden_size),
+        )
+        return (states.squeeze(1).transpose(0, 1),)
+
+
+@torch.no_grad()
+def write_graphs(model: M3DecForImageSegmentation, folder: Path) -> None:
+    """image_half.onnx, text_half.onnx and model.onnx into `folder`."""
+    model, config = copy.deepcopy(model), model.config
+    language = model.model.language_encoder
+    if config.text_config is None:
+        language.forward_recurrent = OnnxRecurrent(language.forward_recurrent)
+        language.backward_recurrent = OnnxRecurrent(language.backward_recurrent)
+
+    # What is traced must not look like a special case: not one of anything, and no two numbers alike.
+    pixel_values = torch.zeros(3, 3, config.image_size, config.image_size)
+    words = {
+        "image_index": torch.tensor([0, 0, 1, 2, 1]),
+        "input_ids": torch.ones(5, max(2, config.max_words // 2), dtype=torch.int64),
+        "attention_mask": torch.ones(5, max(2, config.max_words // 2), dtype=torch.int64),
+    }
+    features = torch.zeros(3, config.num_pixels, config.hidden_size)
+    write_graph(ImageHalf(model), {"pixel_values": pixel_values}, "image_features", folder / "image_half.onnx")
+    write_graph(TextHalf(model), {"image_features": features, **words}, "logits", folder / "text_half.onnx")
+    write_graph(Whole(model), {"pixel_values": pixel_values, **words}, "logits", folder / "model.onnx")
+
+
+def write_graph(module: nn.Module, inputs: dict[str, Tensor], output: str, path: Path) -> None:
+    images, expressions = Dim("images", min=1), Dim("expressions", min=1)
+    words = Dim("words", min=1, max=module.model.config.max_words)
+    free = {
+        "pixel_values": {0: images},
+        "image_features": {0: images},
+        "image_index": {0: expressions},
+        "input_ids": {0: expressions, 1: words},
+        "attention_mask": {0: expressions, 1: words},
+    }
+    size = sum(parameter.numel() * parameter.element_size() for parameter in module.parameters())
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*will not be used, since it shares the same shape constraints")
+        torch.onnx.export(
+            module.eval(),
+            kwargs=inputs,
+            f=path,
+            dynamo=True,
+            verbose=False,
+            input_names=list(inputs),
+            output_names=[output],
+            dynamic_shapes={name: free[name] for name in inputs},
+            external_data=size > ONE_FILE,
+        )
+
+
+@torch.inference_mode()
+def compare(model: M3DecForImageSegmentation, processor: M3DecProcessor, folder: Path, scenes: int) -> dict:
+    """Logits and masks of the graphs in `folder` against the model's, on drawn scenes, one, two or three at a time."""
+    import onnxruntime
+
+    names = {"image": "image_half.onnx", "text": "text_half.onnx", "whole": "model.onnx"}
+    run = {
+        name: onnxruntime.InferenceSession(folder / file, providers=["CPUExecutionProvider"]).run
+        for name, file in names.items()
+    }
+    expected, halves, whole = [], [], []
+    start = 0
+    while start < scenes:
+        drawn = [draw_scene(seed=1, split="test", index=i) for i in range(start, min(start + 1 + start % 3, scenes))]
+        start += len(drawn)
+        texts = [[expression.sent for expression in scene.expressions] for scene in drawn]
+        inputs = processor(images=[scene.image for scene in drawn], text=texts)
+        inputs["image_index"] = torch.tensor([i for i, group in enumerate(texts) for _ in group])
+        expected.append(model(**inputs).logits.numpy())
+        arrays = {name: tensor.numpy() for name, tensor in inputs.items()}
+        whole.append(run["whole"](None, arrays)[0])
+        (features,) = run["image"](None, {"pixel_values": arrays.pop("pixel_values")})
+        halves.append(run["text"](None, {"image_features": features, **arrays})[0])
+    model_logits = np.concatenate(expected)
+    report = {
+        "expressions": len(model_logits),
+        "halves": agreement(model_logits, np.concatenate(halves)),
+        "whole": agreement(model_logits, np.concatenate(whole)),
+        "tolerance": TOLERANCE,
+    }
+    report["agrees"] = all(
+        report[graph]["largest_scaled_difference"] <= TOLERANCE
+        and report[graph]["largest_logit_among_them"] < TOLERANCE
+        for graph in ("halves", "whole")
+    )
+    report["versions"] = {name: version(name) for name in ("m3dec", "torch", *PACKAGES)}
+    return report
+
+
+def agreement(expected: np.ndarray, logits: np.ndarray) -> dict:
+    """How far two arrays of logits are apart, and where they are on two sides of 0, a probability of 0.5.
+
+    Returns:
+        "largest_logit", of `expected`; "largest_logit_difference"; "largest_scaled_difference", each difference divided
+        by its logit where that is beyond 1; "mask_pixels", their number; "mask_pixels_that_differ"; and
+        "largest_logit_among_them", 0.0 where there are none.
+    """
+    difference, size = np.abs(expected - logits), np.abs(expected)
+    differ = (expected > 0) != (logits > 0)
+    return {
+        "largest_logit": size.max().item(),
+        "largest_logit_difference": difference.max().item(),
+        "largest_scaled_difference": (difference / np.maximum(size, 1)).max().item(),
+        "mask_pixels": expected.size,
+        "mask_pixels_that_differ": differ.sum().item(),
+        "largest_logit_among_them": size[differ].max(initial=0.0).item(),
+    }
+
+
+def print_report(report: dict) -> None:
+    print(f"{report['expressions']} expressions about drawn scenes, onnxruntime against torch")
+    print(
+        "| graph | largest logit | largest difference | of logits beyond 1 as a part | mask pixels | that differ | "
+        "largest logit among them |"
+    )
+    print("|---|---|---|---|---|---|---|")
+    for graph in ("halves", "whole"):
+        largest, difference, scaled, pixels, differ, among = report[graph].values()
+        print(f"| {graph} | {largest:.1f} | {difference:.1e} | {scaled:.1e} | {pixels} | {differ} | {among:.1e} |")
+    verdict = "agree" if report["agrees"] else "DO NOT AGREE"
+    print(f"They {verdict} within {report['tolerance']:.0e}.")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
