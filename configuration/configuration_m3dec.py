@@ -113,7 +113,8 @@ class M3DecConfig(PreTrainedConfig):
             nearest = difflib.get_close_matches(name, known, n=1, cutoff=0.8)
             if nearest and name not in known:
                 raise TypeError(f"M3DecConfig has no field {name!r}. Did you mean {nearest[0]!r}?")
-        if type(self).__module__.startswith("m3dec."):  # installed: its own pipeline, whatever came along
+        if type(self).__module__.startswith("m3dec."):  # installed: its own code and pipeline, whatever came along
+            kwargs.pop("auto_map", None)
             kwargs.pop("custom_pipelines", None)
         super().__post_init__(**kwargs)
 

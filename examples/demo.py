@@ -150,7 +150,10 @@ class PictureModel:
     def __init__(self, folder: str | Path):
         if not (Path(folder) / "config.json").is_file():
             raise ValueError(f"--model takes folders of saved models, but {str(folder)!r} has no config.json.")
-        self.pipe = pipeline("referring-image-segmentation", model=str(folder))
+        try:
+            self.pipe = pipeline("referring-image-segmentation", model=str(folder))
+        except OSError as error:
+            raise ValueError(f"The model in {str(folder)!r} is not whole: {error}") from error
         self.processor, self.model = self.pipe.processor, self.pipe.model
         self.encoded = {}  # digest of a picture: its F_enc (1, P, C) and milliseconds; the last used stands last
         self.ask(np.zeros((32, 32, 3), np.uint8), ["thing"])  # the first time is slow

@@ -3,10 +3,10 @@
     m3dec predict photo.jpg "the red mug" "the chair on the left" --model path/to/model
     m3dec predict a.jpg https://host/b.jpg "the cat" --json > masks.jsonl
 
-What ends like a picture's name (.jpg, .png, …) or is an address is a picture, all else an expression; all expressions
-are looked for in all pictures. Writes photo_overlay.png and one mask an expression, photo_mask_1.png …, beside the
-picture or to --output_dir. With --json, prints a line an answer with the mask as COCO run lengths instead, and writes
-only what --output names.
+What is a file, an address, or ends like a picture's name (.jpg, .png, …) is a picture, all else an expression; all
+expressions are looked for in all pictures. Writes photo_overlay.png and one mask an expression, photo_mask_1.png …,
+beside the picture or to --output_dir. With --json, prints a line an answer with the mask as COCO run lengths instead,
+and writes only what --output names.
 
 Exit status: 0; 1 where a picture could not be answered, when the others are; 2 for a call that makes no sense.
 """
@@ -15,6 +15,7 @@ import json
 import sys
 from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import numpy as np
 from PIL import Image
@@ -38,15 +39,11 @@ def main(arguments: list[str] | None = None):
         try:
             picture = Image.fromarray(rgb_array(path))
             answers = pipe(picture, text=options.expressions, threshold=options.threshold)
+            lines = report(path, picture, answers, options)
         except (ValueError, OSError) as error:
             failed += 1
             tqdm.write(f"{path}: {error}", file=sys.stderr)
             continue
-        lines = [as_json(path, answer) for answer in answers] if options.json else save_masks(path, answers, options)
-        if options.output or not options.json:
-            drawn = options.output or beside(path, options, "overlay")
-            draw(picture, answers).save(drawn)
-            lines += [] if options.json else [str(drawn)]
         for line in lines:
             bar.write(line)  # to the standard output
     if failed:
@@ -70,13 +67,19 @@ def parse(arguments: list[str] | None) -> Namespace:
         parser.error("name at least one picture, a file that ends like one, and one expression, such as 'the cat'")
     if options.output and len(options.pictures) > 1:
         parser.error("--output is for one picture; several have --output_dir")
+    if options.output and options.output.suffix.lower() not in PICTURES:
+        parser.error(f"--output is a picture's file, such as overlay.png, but it is {options.output}")
+    drawn = [beside(name, options, "overlay") for name in options.pictures]
+    twice = next((path for path in drawn if drawn.count(path) > 1), None)
+    if twice and not options.json:
+        parser.error(f"two pictures would be written to {twice}; ask about them apart, or with --json")
     if not 0 < options.threshold < 1:
         parser.error(f"--threshold is a probability between 0 and 1, but it is {options.threshold}")
     return options
 
 
 def is_picture(name: str) -> bool:
-    return name.lower().endswith(PICTURES) or name.startswith(("http://", "https://"))
+    return name.lower().endswith(PICTURES) or "://" in name or (len(name) < 200 and Path(name).is_file())
 
 
 def load(model: str):
@@ -88,9 +91,20 @@ def load(model: str):
 
 def beside(picture: str, options: Namespace, kind: str) -> Path:
     """Where a file about a picture goes; for one that was fetched, into the folder where the program runs."""
-    folder = options.output_dir or (Path() if "://" in picture else Path(picture).parent)
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder / f"{Path(picture).stem}_{kind}.png"
+    name = Path(urlsplit(picture).path if "://" in picture else picture)
+    folder = options.output_dir or (Path() if "://" in picture else name.parent)
+    return folder / f"{name.stem}_{kind}.png"
+
+
+def report(path: str, picture: Image.Image, answers: list[dict], options: Namespace) -> list[str]:
+    """Write what is asked for, and give the lines to print."""
+    lines = [as_json(path, answer) for answer in answers] if options.json else save_masks(path, answers, options)
+    if options.output or not options.json:
+        drawn = options.output or beside(path, options, "overlay")
+        drawn.parent.mkdir(parents=True, exist_ok=True)
+        draw(picture, answers).save(drawn)
+        lines += [] if options.json else [str(drawn)]
+    return lines
 
 
 def save_masks(picture: str, answers: list[dict], options: Namespace) -> list[str]:
@@ -98,6 +112,7 @@ def save_masks(picture: str, answers: list[dict], options: Namespace) -> list[st
     lines = []
     for number, answer in enumerate(answers, start=1):
         path = beside(picture, options, f"mask_{number}")
+        path.parent.mkdir(parents=True, exist_ok=True)
         answer["mask"].save(path)
         share = answer["mask"].histogram()[255] / (answer["mask"].width * answer["mask"].height)
         found = f"score {answer['score']:.2f}, {share:.1%} of the picture" if share else "nothing found"

@@ -25,7 +25,7 @@ from pathlib import Path
 import datasets
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedType, broadcast, gather, set_seed
+from accelerate.utils import DistributedType, broadcast, broadcast_object_list, gather, set_seed
 from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -105,33 +105,39 @@ def main(arguments: list[str] | None = None):
             "--output_dir, or delete it."
         )
     accelerator = build_accelerator(recipe)
-    repository = None
-    if recipe.push_to_hub and accelerator.is_main_process:
-        repository = open_own_repository(recipe)  # a refusal comes now, not at the end
     training = prepare(recipe, accelerator)
     if recipe.resume_from_checkpoint:
         resume(training)
+    repository = open_own_repository(recipe, accelerator) if recipe.push_to_hub else None
     if training.accelerator.is_main_process:
         output.mkdir(parents=True, exist_ok=True)
         write_recipe(recipe, output / "recipe.yaml")
     train(training)
-    if repository:
-        push_best(output / "best", repository, training.progress.step)
+    if repository and accelerator.is_main_process:
+        push_best(recipe, repository, training.progress.step)
     accelerator.end_training()
 
 
-def open_own_repository(recipe: TrainingRecipe) -> str:
-    name = recipe.hub_model_id or Path(recipe.output_dir).resolve().name
-    try:
-        return open_repository(name, private=recipe.hub_private_repo or None)
-    except (PushError, ValueError) as error:
-        raise SystemExit(str(error)) from error
+def open_own_repository(recipe: TrainingRecipe, accelerator: Accelerator) -> str:
+    """The name of the repository to push to, made now: a refusal comes before the training, in all processes."""
+    name, refusal = recipe.hub_model_id or Path(recipe.output_dir).resolve().name, None
+    if accelerator.is_main_process:
+        try:
+            name = open_repository(name, private=recipe.hub_private_repo or None)
+        except (PushError, ValueError) as error:
+            refusal = str(error)
+    name, refusal = broadcast_object_list([name, refusal])
+    if refusal:
+        raise SystemExit(refusal)
+    return name
 
 
-def push_best(folder: Path, repository: str, steps: int) -> None:
+def push_best(recipe: TrainingRecipe, repository: str, steps: int) -> None:
+    folder, private = Path(recipe.output_dir) / "best", recipe.hub_private_repo or None
     try:
-        print(f"{repository} is at commit {push_model(folder, repository, message=f'Trained for {steps} steps')}.")
-    except (PushError, OSError) as error:
+        commit = push_model(folder, repository, private=private, message=f"Trained for {steps} steps")
+        print(f"{repository} is at commit {commit}.")
+    except (PushError, ValueError, OSError) as error:
         raise SystemExit(f"{error} The model is safe; later: m3dec push model {folder} {repository}") from error
 
 

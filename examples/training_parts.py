@@ -99,8 +99,8 @@ def trained_model(recipe: TrainingRecipe, train: datasets.Dataset, accelerator: 
         model.set_image_size(size)
         processor.image_processor.size = SizeDict(height=size, width=size)
     if model.config.text_config is None:
-        counts = count_words(training_sentences(train))
-        new = {word: count for word, count in counts.items() if word not in processor.tokenizer.get_vocab()}
+        counts, known = count_words(training_sentences(train)), processor.tokenizer.get_vocab()
+        new = {word: count for word, count in counts.items() if word not in known}
         vectors = read_vectors(recipe, new) if new else {}
         if vectors:
             learn_words(model, processor, vectors)
@@ -120,7 +120,8 @@ def learn_words(model: M3DecForImageSegmentation, processor: M3DecProcessor, vec
             "of the kind that it was trained with."
         )
     tokenizer = processor.tokenizer
-    known = sorted(tokenizer.get_vocab(), key=tokenizer.get_vocab().get)
+    ids = tokenizer.get_vocab()
+    known = sorted(ids, key=ids.get)
     processor.tokenizer = word_tokenizer([*known[2:], *vectors], tokenizer.model_max_length)  # after [PAD] and [UNK]
     embedding = model.resize_token_embeddings(len(processor.tokenizer), mean_resizing=False)
     with torch.no_grad():

@@ -12,6 +12,7 @@ import json
 import re
 import shutil
 import tempfile
+from importlib.metadata import requires
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -44,8 +45,14 @@ ENTRY_MODULES = (
     "m3dec.processing.processing_m3dec",
     "m3dec.processing.pipeline_m3dec",
 )
-SAVED = ("config.json", "processor_config.json", "tokenizer*", "vocab.txt", "special_tokens_map.json", "*.safetensors*")
-BESIDE = ("README.md", "*.png")  # the card, and the pictures that it shows
+SAVED = (
+    "config.json",
+    "processor_config.json",
+    "tokenizer*",
+    "vocab.txt",
+    "special_tokens_map.json",
+    "model*.safetensors*",
+)
 IMPORT = re.compile(r"^from (m3dec\.(?:\w+\.)*\w+|\.\w+) import", re.MULTILINE)
 
 
@@ -66,7 +73,7 @@ def export(source: str | Path, destination: str | Path, revision: str | None = N
         FileNotFoundError: `source` is no folder and no name on the Hub, or lacks a file.
         ValueError: it holds another model, or weights in files that can run code.
     """
-    destination = Path(destination)
+    destination = Path(destination).absolute()
     if destination.is_file() or (destination.is_dir() and any(destination.iterdir())):
         raise FileExistsError(f"An export needs a new folder, but {destination} is there. Delete it, or name another.")
     folder = model_folder(source, revision, token)
@@ -74,16 +81,19 @@ def export(source: str | Path, destination: str | Path, revision: str | None = N
     with tempfile.TemporaryDirectory(dir=destination.parent, prefix=f".{destination.name}.") as temporary:
         flat = Path(temporary) / destination.name
         flat.mkdir()
-        for pattern in (*SAVED, *BESIDE):
-            for file in folder.glob(pattern):
-                shutil.copyfile(file, flat / file.name)
+        for file in (*(file for pattern in SAVED for file in folder.glob(pattern)), *card_and_pictures(folder)):
+            shutil.copyfile(file, flat / file.name)
         edit_json(flat / "config.json", {"auto_map": AUTO_CLASSES, "custom_pipelines": PIPELINES})
         processors = {"AutoProcessor": AUTO_PROCESSOR, "AutoImageProcessor": AUTO_IMAGE_PROCESSOR}
         image_processor = {"auto_map": {"AutoImageProcessor": AUTO_IMAGE_PROCESSOR}}
         edit_json(flat / "processor_config.json", {"auto_map": processors, "image_processor": image_processor})
+        edit_json(flat / "tokenizer_config.json", {"auto_map": None})  # it would name code of others
         for name, text in flat_code().items():
             (flat / name).write_text(text, encoding="utf-8")
         shutil.copyfile(Path(__file__).with_name("handler.py"), flat / "handler.py")
+        (flat / "requirements.txt").write_text("\n".join(endpoint_requirements()) + "\n", encoding="utf-8")
+        if destination.is_dir():
+            destination.rmdir()  # an empty one
         flat.replace(destination)
     return destination
 
@@ -94,7 +104,9 @@ def model_folder(source: str | Path, revision: str | None = None, token: str | N
     if not folder.is_dir():
         try:
             folder = Path(
-                snapshot_download(str(source), revision=revision, token=token, allow_patterns=[*SAVED, *BESIDE])
+                snapshot_download(
+                    str(source), revision=revision, token=token, allow_patterns=[*SAVED, "README.md", "*.png"]
+                )
             )
         except (HFValidationError, RepositoryNotFoundError, RevisionNotFoundError, GatedRepoError) as error:
             raise FileNotFoundError(
@@ -110,12 +122,31 @@ def model_folder(source: str | Path, revision: str | None = None, token: str | N
     kind = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("model_type")
     if kind != "m3dec":
         raise ValueError(f"Only m3dec models can be exported, but {source} holds a model of type {kind!r}.")
-    if not any(folder.glob("*.safetensors")):
+    index = folder / "model.safetensors.index.json"
+    files = {"model.safetensors"}
+    if index.is_file():
+        files = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+    missing = sorted(name for name in files if not (folder / name).is_file())
+    if missing:
         raise ValueError(
-            f"Weights are exported from .safetensors files, but {source} holds none. Load the model and save it again "
-            "by save_pretrained."
+            f"Weights are exported from model.safetensors or the shards that its index names, but {source} lacks "
+            f"{', '.join(missing)}. Load the model and save it again by save_pretrained."
         )
     return folder
+
+
+def card_and_pictures(folder: Path) -> list[Path]:
+    """The model card, and the pictures of the folder that it shows, and no other."""
+    card = folder / "README.md"
+    if not card.is_file():
+        return []
+    names = sorted(set(re.findall(r"[\w.-]+\.png", card.read_text(encoding="utf-8"))))
+    return [card, *(folder / name for name in names if (folder / name).is_file())]
+
+
+def endpoint_requirements() -> list[str]:
+    """What handler.py needs where an endpoint starts with other versions, or without timm."""
+    return [line for line in requires("m3dec") if re.split(r"[<>=!~; ]", line)[0] in ("timm", "transformers")]
 
 
 def flat_code() -> dict[str, str]:
@@ -149,8 +180,9 @@ def imports(code: str) -> list[str]:
 
 
 def edit_json(path: Path, changes: dict) -> None:
-    """Set keys of a JSON object; those of an object within it one by one."""
+    """Set keys of a JSON object, and take out those that are None; those of the image processor's object one by one."""
     values = json.loads(path.read_text(encoding="utf-8"))
     for key, value in changes.items():
         values[key] = {**values.get(key, {}), **value} if key == "image_processor" else value
+    values = {key: value for key, value in values.items() if value is not None or key not in changes}
     path.write_text(json.dumps(values, indent=2, sort_keys=True) + "\n", encoding="utf-8")

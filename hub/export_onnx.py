@@ -74,7 +74,7 @@ def export_onnx(
 
     Raises:
         ModuleNotFoundError: a package of the extra `[onnx]` is missing.
-        ValueError: the processor's size is not one that the model can take.
+        ValueError: the processor's size is not one that the model can take, or it leaves out a step.
     """
     missing = [name for name in PACKAGES if find_spec(name) is None]
     if missing:
@@ -84,6 +84,11 @@ def export_onnx(
         model = M3DecForImageSegmentation.from_pretrained(model)
     if processor is None:
         raise ValueError("A model that is no folder needs its processor, but processor is None. Give both.")
+    plain = [
+        name for name in ("do_resize", "do_rescale", "do_normalize") if not getattr(processor.image_processor, name)
+    ]
+    if plain:
+        raise ValueError(f"The segmenter resizes, rescales and normalizes, but the processor has {plain[0]}=False.")
     model = copy.deepcopy(model).float().cpu().eval()
     side, _ = letterbox_size(processor.image_processor)
     if side != model.config.image_size:

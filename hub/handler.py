@@ -115,6 +115,10 @@ def read_image(encoded, num_masks: int) -> Image.Image:
         ) from error
     try:
         image = Image.open(BytesIO(file), formats=FORMATS)
+    except Image.DecompressionBombError as error:
+        raise ValueError(
+            f"An image may have at most {MAX_PIXELS:,} pixels, but this one claims more: {error}"
+        ) from error
     except Exception as error:  # a damaged file makes Pillow's readers raise almost anything
         raise ValueError(
             f"An image must be a whole file of one of {', '.join(FORMATS)}, but this one is not: it starts with the "

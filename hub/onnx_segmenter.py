@@ -41,7 +41,13 @@ class OnnxReferringSegmenter:
 
     def __init__(self, folder: str | Path, cache_size: int = 16, threads: int = 0, providers=("CPUExecutionProvider",)):
         folder = Path(folder)
-        for name in ("image_half.onnx", "text_half.onnx", "processor_config.json", "tokenizer.json"):
+        for name in (
+            "image_half.onnx",
+            "text_half.onnx",
+            "processor_config.json",
+            "tokenizer.json",
+            "tokenizer_config.json",
+        ):
             if not (folder / name).is_file():
                 raise FileNotFoundError(f"An exported model holds {name}, but {folder} has none. Export it again.")
         options = onnxruntime.SessionOptions()

@@ -5,6 +5,7 @@
     push_dataset("outputs/prepared", "owner/my-references")
 
 Each is one commit, so that an upload which is interrupted leaves the old state; without a change there is no commit.
+What others put into the repository stays.
 """
 
 import logging
@@ -20,8 +21,12 @@ from m3dec.hub.export import export
 logger = logging.getLogger(__name__)
 
 METRIC_FOLDER = Path(__file__).resolve().parent.parent / "processing" / "referring_iou"
-OWN_PATH = re.compile(r"(?<![\w:/.])(?:~[/\\]|/[\w.-]+/|[A-Za-z]:[/\\])[^\s'\",)\]]+")
+OWN_PATH = re.compile(r"(?:file:/+|(?<![\w:/.<~])(?:~?/|[A-Za-z]:[/\\]|\\\\))[\w.][^\s'\",)\]<>]*")
 
+# What a push replaces as a whole: weights and shards may be cut otherwise the next time.
+WEIGHTS = re.compile(r"model(-\d+-of-\d+)?\.safetensors|model\.safetensors\.index\.json")
+SHARDS = re.compile(r"data/[^/]+-\d+-of-\d+\.parquet")
+PREPARED = ["data/*.parquet", "README.md", "summary.json", "samples.png", "vocabulary.txt"]  # by m3dec prepare
 
 # A lost connection is an error of the HTTP client that huggingface_hub has; a broken upload, a RuntimeError.
 REFUSALS = (HfHubHTTPError.__bases__[0], OSError, RuntimeError)
@@ -56,8 +61,7 @@ def push_model(source: str | Path, repo_id: str, *, tag: str | None = None, toke
         paths = own_paths(card.read_text(encoding="utf-8")) if card.is_file() else []
         if paths:
             logger.warning("The model card names paths of this machine, which all will read: %s", ", ".join(paths))
-        stale = ["*.py", "*.safetensors", "*.safetensors.index.json"]
-        return push_folder(folder, repo_id, "model", tag=tag, token=token, delete_patterns=stale, **kwargs)
+        return push_folder(folder, repo_id, "model", tag=tag, token=token, stale=WEIGHTS, **kwargs)
 
 
 def push_metric(repo_id: str, *, tag: str | None = None, token: str | None = None, **kwargs) -> str:
@@ -69,7 +73,7 @@ def push_metric(repo_id: str, *, tag: str | None = None, token: str | None = Non
         raise ValueError(
             f"evaluate looks for a module of its Space's name, so it is owner/referring_iou, but got {repo_id!r}."
         )
-    return push_folder(METRIC_FOLDER, repo_id, "space", tag=tag, token=token, delete_patterns=["*.py"], **kwargs)
+    return push_folder(METRIC_FOLDER, repo_id, "space", tag=tag, token=token, **kwargs)
 
 
 def push_dataset(
@@ -81,8 +85,7 @@ def push_dataset(
     """
     if not any(Path(source).glob("data/*.parquet")):
         raise FileNotFoundError(f"A prepared data set holds data/*.parquet, but {source} does not. Run m3dec prepare.")
-    stale = ["data/*.parquet"]
-    return push_folder(Path(source), repo_id, "dataset", tag=tag, token=token, delete_patterns=stale, **kwargs)
+    return push_folder(Path(source), repo_id, "dataset", tag=tag, token=token, stale=SHARDS, files=PREPARED, **kwargs)
 
 
 def push_folder(
@@ -95,21 +98,27 @@ def push_folder(
     tag: str | None = None,
     message: str = "Push by m3dec",
     token: str | None = None,
-    delete_patterns: list[str] | None = None,
+    stale: re.Pattern | None = None,
+    files: list[str] | None = None,
 ) -> str:
-    """Push a folder's files as one commit to a repository of a `kind`, and give the commit's id."""
+    """Push a folder's `files`, patterns or all, as one commit to a repository of a `kind`, and give the commit's id.
+
+    Files there whose whole path fits `stale` and that are not pushed again are deleted by it: shards of an earlier cut.
+    """
     api = HfApi(token=token)
     try:
         repo_id = open_repository(repo_id, kind, private=private, token=token)
         if branch is not None:
             api.create_branch(repo_id, branch=branch, repo_type=kind, exist_ok=True)
+        there = api.list_repo_files(repo_id, repo_type=kind, revision=branch) if stale else []
         commit = api.upload_folder(
             repo_id=repo_id,
             repo_type=kind,
             folder_path=folder,
             revision=branch,
             commit_message=message,
-            delete_patterns=delete_patterns,
+            allow_patterns=files,
+            delete_patterns=[name for name in there if stale.fullmatch(name)],
             ignore_patterns=["__pycache__/*", "*.tmp"],
         ).oid
         if tag is not None:
@@ -155,9 +164,11 @@ def refusal(error: Exception, repo_id: str) -> str:
         advice = "Log in with a token that may write: hf auth login, or set HF_TOKEN."
     elif isinstance(error, RepositoryNotFoundError) or status == 403:
         advice = f"The token may not write to {repo_id}: name a repository of your own, or use a token that may."
+    elif status is None:
+        advice = f"Pushing to {repo_id} did not end, and nothing of a commit is kept that was not whole; push again."
     else:
-        advice = "Nothing of a commit is kept that was not whole; push again."
-    return f"{advice} (The Hub said: {str(error).strip()})"
+        advice = f"The Hub refuses this for {repo_id}."
+    return f"{advice} ({str(error).strip()})"
 
 
 def own_paths(card: str) -> list[str]:

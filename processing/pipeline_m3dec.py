@@ -12,6 +12,9 @@ from transformers.pipelines import Pipeline
 from .image_processing_m3dec import rgb_array
 from .processing_m3dec import pair_with_images
 
+# What `save_pretrained(push_to_hub=True)` takes for the Hub.
+PUSH_SETTINGS = ("repo_id", "private", "token", "revision", "create_pr", "commit_message", "commit_description", "tags")
+
 
 class ReferringImageSegmentationPipeline(Pipeline):
     """Find the object an expression refers to. Each image is encoded once, however many expressions are about it.
@@ -111,12 +114,21 @@ class ReferringImageSegmentationPipeline(Pipeline):
         ]
 
     def save_pretrained(self, save_directory, **kwargs):
-        """Save the model and the processor, which the base class would leave out, with the code that came with them."""
+        """Save the model and the processor, which the base class would leave out, with the code that came with them.
+
+        Args:
+            save_directory: a folder, made where it is not there.
+            kwargs: of the model's `save_pretrained`; with `push_to_hub=True` those of `push_to_hub`, too.
+        """
+        to_hub = kwargs.pop("push_to_hub", False)
+        settings = {name: kwargs.pop(name) for name in PUSH_SETTINGS if name in kwargs}
         if self.model._auto_class is not None:  # the model was loaded with its code, so it saves that too
             os.makedirs(save_directory, exist_ok=True)
             custom_object_save(self, save_directory)
         self.model.save_pretrained(save_directory, **kwargs)
         self.processor.save_pretrained(save_directory)
+        if to_hub:
+            self.push_to_hub(settings.pop("repo_id", os.path.basename(os.path.abspath(save_directory))), **settings)
 
 
 def items(image, text):

@@ -16,6 +16,7 @@ def check(figures: dict, references: int, sentences: int) -> None:
         assert (figures[part]["references"], figures[part]["sentences"]) == (references, sentences)
 
 
+@pytest.mark.slow
 def test_the_benchmark_measures_every_part():
     size = ("--references", "300", "--sentences", "800", "--images", "120")
     figures = measured(*size, "--loader_images", "16", "--repeats", "1")

@@ -175,17 +175,6 @@ def test_what_a_worker_sends_becomes_what_the_processor_makes(letterbox):
     assert arrived["pixel_values"].is_contiguous()
 
 
-def test_predict_writes_an_overlay_and_a_mask_of_the_pictures_own_size(trained, tmp_path):
-    draw_scene(seed=3).image.resize((90, 60)).save(tmp_path / "photo.jpg")
-    command = (tmp_path / "photo.jpg", "the red star", "the ring", "--model", trained / "run" / "last")
-    run(*command, module="m3dec.examples.predict")
-    for number in (1, 2):
-        with Image.open(tmp_path / f"photo_mask_{number}.png") as mask:
-            assert (mask.size, mask.mode) == ((90, 60), "L")
-    with Image.open(tmp_path / "photo_overlay.png") as overlay:
-        assert overlay.width > 90
-
-
 @pytest.mark.parametrize("path", ALL_RECIPES, ids=lambda path: path.stem)
 def test_every_recipe_describes_a_model(path):
     settings = parse_recipe([str(path)]).model

@@ -2,12 +2,15 @@
 
 import json
 import os
+import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+from test_bad_input import photo
 
 from m3dec import M3DecForImageSegmentation, M3DecProcessor
 from m3dec.hub import SHIPPED_CHECKPOINT
@@ -71,7 +74,31 @@ def test_every_file_of_a_flat_folder_is_needed(flat):
             waiting += [found[1:] for found in imports((flat / f"{name}.py").read_text()) if found.startswith(".")]
     assert {path.stem for path in flat.glob("*.py")} == needed | {"handler"}  # the endpoints' own name
     saved = {"config.json", "model.safetensors", "processor_config.json", "tokenizer.json", "tokenizer_config.json"}
-    assert {path.name for path in flat.iterdir() if path.suffix != ".py"} == saved | {"README.md", "answers.png"}
+    beside = {"README.md", "requirements.txt"}  # the card, and what an endpoint installs for handler.py
+    assert {path.name for path in flat.iterdir() if path.suffix != ".py"} == saved | beside
+    names = {re.split("[<>=]", line)[0] for line in (flat / "requirements.txt").read_text().splitlines()}
+    assert names == {"timm", "transformers"}
+
+
+def test_only_pictures_that_the_card_shows_leave_with_it_and_no_name_of_foreign_code(tmp_path):
+    source = shutil.copytree(SHIPPED_CHECKPOINT, tmp_path / "source")
+    for name in ("shown.png", "private.png"):
+        photo().save(source / name)
+    with (source / "README.md").open("a") as card:
+        card.write("\n![what it does](shown.png)\n")
+    for name in ("tokenizer_config.json", "config.json", "processor_config.json"):
+        foreign = {"AutoTokenizer": [None, "other/code--evil.Tokenizer"], "AutoConfig": "other/code--evil.Config"}
+        values = json.loads((source / name).read_text()) | {"auto_map": foreign}
+        (source / name).write_text(json.dumps(values))
+    flat = export(source, tmp_path / "flat")
+    assert {path.name for path in flat.glob("*.png")} == {"shown.png"}
+    assert not [path.name for path in flat.glob("*.json") if "evil" in path.read_text()]
+
+
+def test_an_export_goes_into_an_empty_folder_that_is_there(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "empty").mkdir()
+    assert (export(SHIPPED_CHECKPOINT, "empty") / "config.json").is_file()
 
 
 def test_the_classes_of_a_flat_folder_are_where_its_configs_say(flat):
@@ -104,7 +131,12 @@ def test_what_cannot_be_exported_is_named_and_leaves_nothing(tmp_path):
         export(source, tmp_path / "flat")
     M3DecProcessor.from_pretrained(SHIPPED_CHECKPOINT).save_pretrained(source)
     (source / "model.safetensors").rename(source / "pytorch_model.bin")
-    with pytest.raises(ValueError, match="holds none"):
+    with pytest.raises(ValueError, match=r"lacks model\.safetensors"):
+        export(source, tmp_path / "flat")
+    shards = {"weight_map": {"a": "model-00001-of-00002.safetensors", "b": "model-00002-of-00002.safetensors"}}
+    (source / "model.safetensors.index.json").write_text(json.dumps(shards))
+    (source / "model-00001-of-00002.safetensors").write_bytes(b"")
+    with pytest.raises(ValueError, match=r"lacks model-00002-of-00002\.safetensors"):
         export(source, tmp_path / "flat")
     (source / "config.json").write_text('{"model_type": "bert"}')
     with pytest.raises(ValueError, match="of type 'bert'"):

@@ -49,6 +49,12 @@ def test_a_pushed_model_comes_back_without_the_package_and_a_second_push_changes
     commit = pushed(hub, tmp_path / "a", "model", SHIPPED_CHECKPOINT, "owner/scenes", "--tag", "v1")
     again = pushed(hub, tmp_path / "a", "model", SHIPPED_CHECKPOINT, "owner/scenes", "--tag", "v1")
     assert again == commit and len(hub.repository("owner/scenes").history()) == 2  # the first is the repository's own
+    others = {"app.py": b"1", "scripts/run.py": b"2", "last/model.safetensors": b"3"}
+    shards = {"model-00001-of-00002.safetensors": b"4", "model.safetensors.index.json": b"{}"}
+    hub.commit("owner/scenes", others | shards)  # what others keep there stays, shards of an earlier push do not
+    commit = pushed(hub, tmp_path / "a", "model", SHIPPED_CHECKPOINT, "owner/scenes")
+    assert others.keys() <= hub.repository("owner/scenes").files().keys()
+    assert not shards.keys() & hub.repository("owner/scenes").files().keys()
     there, modules = remote(hub, "owner/scenes", tmp_path / "b", "--revision", commit)
     assert all(module.startswith("transformers_modules.owner.scenes.") for module in modules.values()), modules
     (tmp_path / "c").mkdir()
@@ -147,13 +153,15 @@ from transformers import AutoModelForImageSegmentation, AutoProcessor, pipeline
 source = {str(SHIPPED_CHECKPOINT)!r}
 AutoModelForImageSegmentation.from_pretrained(source).push_to_hub("owner/parts")
 AutoProcessor.from_pretrained(source).push_to_hub("owner/parts")
-pipeline("referring-image-segmentation", model=source).push_to_hub("owner/pipe", private=True)
+pipe = pipeline("referring-image-segmentation", model=source)
+pipe.push_to_hub("owner/pipe", private=True)
+pipe.save_pretrained("saved", push_to_hub=True, repo_id="owner/saved")
 """
     hub.run(code, tmp_path / "a", token=OWNER)
     assert hub.repository("owner/pipe").private
     (tmp_path / "here").mkdir()
     here, _ = loaded(SHIPPED_CHECKPOINT, tmp_path / "here", "--installed")
-    for name in ("parts", "pipe"):
+    for name in ("parts", "pipe", "saved"):
         assert same(remote(hub, f"owner/{name}", tmp_path / name, "--installed")[0], here), name
 
 
@@ -181,7 +189,15 @@ assert scores["miou"] == 0.625 and scores["oiou"] == 4 / 6, scores
 
 def test_paths_of_the_machine_are_found_in_a_card():
     card = "data_root: /home/me/data\nimage_root: outputs/data\nx: '~/words.npy' C:\\Users\\me\nhttps://a.b/c and 1/2"
-    assert own_paths(card) == ["/home/me/data", "~/words.npy", "C:\\Users\\me"]
+    card += "\na: /data\nb: file:///mnt/a\nc: \\\\server\\share\n</p> and/or ../up 1 / 2"
+    assert own_paths(card) == [
+        "/home/me/data",
+        "~/words.npy",
+        "C:\\Users\\me",
+        "/data",
+        "file:///mnt/a",
+        "\\\\server\\share",
+    ]
 
 
 def test_a_metric_under_another_name_is_refused():

@@ -154,6 +154,7 @@ def test_the_launch_file_for_the_cpu_takes_a_step(folder, tmp_path):
     M3DecForImageSegmentation.from_pretrained(tmp_path / "run" / "last")
 
 
+@pytest.mark.slow
 def test_the_benchmark_of_training_tells_rates_and_parts(folder, tmp_path):
     path = tmp_path / "small.yaml"
     path.write_text(yaml.safe_dump(made_small(RECIPES / "scenes.yaml", folder, tmp_path / "run")))

@@ -246,6 +246,7 @@ print(len(vectors), peak() - before)
 
 
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="reads a process's peak from Linux's /proc")
+@pytest.mark.slow
 def test_the_memory_of_a_process_that_reads_a_large_glove_file_hardly_grows(tmp_path):
     numbers = " ".join(["0.123456"] * 300)
     with open(tmp_path / "glove.txt", "w") as file:
