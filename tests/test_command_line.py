@@ -80,19 +80,19 @@ def test_json_lines_hold_the_pipelines_masks_for_all_pictures_and_expressions(pi
 
 
 def test_overlay_and_masks_go_where_they_are_asked_to(pictures, tmp_path, capsys):
-    assert run("predict", pictures[0], "the large blue moon", "--output_dir", tmp_path / "out") == 0
+    assert run("predict", pictures[0], "the leftmost thing", "--output_dir", tmp_path / "out") == 0
     assert {path.name for path in (tmp_path / "out").iterdir()} == {"scene3_mask_1.png", "scene3_overlay.png"}
     with Image.open(tmp_path / "out" / "scene3_mask_1.png") as mask:
         assert (mask.size, mask.mode) == ((160, 160), "L")
         assert {value for _, value in mask.getcolors()} == {0, 255}
-    assert run("predict", pictures[0], "the large blue moon", "--output", tmp_path / "one.png", "--json") == 0
+    assert run("predict", pictures[0], "the leftmost thing", "--output", tmp_path / "one.png", "--json") == 0
     with Image.open(tmp_path / "one.png") as drawn:
         assert drawn.width > 160
-    assert run("predict", pictures[0], "the large blue moon", "--output", tmp_path / "new" / "folder" / "one.jpg") == 0
+    assert run("predict", pictures[0], "the leftmost thing", "--output", tmp_path / "new" / "folder" / "one.jpg") == 0
     assert (tmp_path / "new" / "folder" / "one.jpg").is_file()
     capsys.readouterr()
     assert (
-        run("predict", pictures[0], "the large blue moon", "--output_dir", tmp_path / "out", "--threshold", "0.9999999")
+        run("predict", pictures[0], "the leftmost thing", "--output_dir", tmp_path / "out", "--threshold", "0.9999999")
         == 0
     )
     assert "nothing found" in capsys.readouterr().out
