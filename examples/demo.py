@@ -424,9 +424,8 @@ def import_gradio():
     return gradio
 
 
-def build_page(models: dict[str, PictureModel]):
-    """The page as `gradio.Blocks`, not yet served. `models` are offered in this order, under these names."""
-    gradio = import_gradio()
+def page_functions(gradio, models: dict[str, PictureModel]) -> tuple:
+    """What the page calls: `segment` for its API, `find` and `detail` for what it shows, `nothing` to empty that."""
 
     def in_sentences(function):
         """What a ValueError says is shown to the visitor, and to clients of the API."""
@@ -486,6 +485,19 @@ def build_page(models: dict[str, PictureModel]):
         path = gradio.processing_utils.save_bytes_to_cache(data, name, os.environ["GRADIO_TEMP_DIR"])
         return gradio.DownloadButton(value=path, interactive=True)
 
+    def nothing():
+        """No answer yet, in all that `find` and `detail` fill."""
+        closed = gradio.DownloadButton(value=None, interactive=False)
+        return None, "", "", gradio.Radio([], value=None, visible=False), closed, None, None, None, closed, closed
+
+    return segment, find, detail, nothing
+
+
+def build_page(models: dict[str, PictureModel]):
+    """The page as `gradio.Blocks`, not yet served. `models` are offered in this order, under these names."""
+    gradio = import_gradio()
+    segment, find, detail, nothing = page_functions(gradio, models)
+
     def once_asked(function, num_outputs: int):
         """Nothing happens as long as there is no picture or no expression."""
 
@@ -493,11 +505,6 @@ def build_page(models: dict[str, PictureModel]):
             return function(picture, expressions, *others) if picture and expressions else [gradio.skip()] * num_outputs
 
         return wrapped
-
-    def nothing():
-        """No answer yet, in all that `find` and `detail` fill."""
-        closed = gradio.DownloadButton(value=None, interactive=False)
-        return None, "", "", gradio.Radio([], value=None, visible=False), closed, None, None, None, closed, closed
 
     names = list(models)
     private = {"api_visibility": "private", "concurrency_id": "model"}

@@ -291,7 +291,7 @@ def print_report(report: dict) -> None:
         largest, difference, scaled, pixels, differ, among = report[graph].values()
         print(f"| {graph} | {largest:.1f} | {difference:.1e} | {scaled:.1e} | {pixels} | {differ} | {among:.1e} |")
     verdict = "agree" if report["agrees"] else "DO NOT AGREE"
-    print(f"They {verdict} within {report['tolerance']:.0e}.")
+    print(f"They {verdict} within {report['tolerance']:.0e} of max(1, |logit|).")
 
 
 if __name__ == "__main__":

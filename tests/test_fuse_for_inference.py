@@ -103,16 +103,16 @@ def test_the_benchmark_s_upsampling_as_written_is_the_same_network(num_mask_upsa
 
 
 def test_fused_the_shipped_checkpoint_draws_the_same_masks_on_a_sample():
-    compare_masks(scenes=5)
+    assert_the_same_masks(scenes=5)
 
 
 @pytest.mark.slow
 def test_fused_the_shipped_checkpoint_draws_the_same_masks():
-    compare_masks(scenes=70)  # 420 expressions; the smallest |logit| of their 2.7 million is 2e-4
+    assert_the_same_masks(scenes=70)  # 420 expressions; the smallest |logit| of their 2.7 million is 2e-4
 
 
 @torch.inference_mode()
-def compare_masks(scenes: int) -> None:
+def assert_the_same_masks(scenes: int) -> None:
     model = M3DecForImageSegmentation.from_pretrained(SHIPPED_CHECKPOINT)
     processor = M3DecProcessor.from_pretrained(SHIPPED_CHECKPOINT)
     fused = copy.deepcopy(model).fuse_for_inference()
