@@ -158,6 +158,7 @@ def manifest_of(arguments: InferenceArguments, model: Path, source, shards: list
         "threshold": arguments.threshold,
         "expressions": arguments.expressions,
         "input": source.digest(),
+        "image_root": arguments.image_root,
         "columns": [source.image_column, source.text_column, *source.schema.names],
         "shard_size": arguments.shard_size,
         "parts": len(shards),

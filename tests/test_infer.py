@@ -393,6 +393,17 @@ def test_parquet_of_datasets_may_be_asked_the_same_of_every_picture(folder, trut
         assert_is_the_pipelines(row, truth[name][row["expression_index"]])
 
 
+def test_answers_about_two_picture_folders_are_not_mixed(folder, tmp_path):
+    (tmp_path / "in").mkdir()
+    (tmp_path / "empty").mkdir()
+    pq.write_table(pa.table({"image": ["turned.jpg"]}), tmp_path / "in" / "0.parquet")
+    asked = ("--expressions", ASKED[0], "--image_root")
+    table = infer_parquet(tmp_path / "in", tmp_path / "out", *asked, str(tmp_path / "empty"))
+    assert "missing" in table["error"][0].as_py()
+    with pytest.raises(SystemExit, match=r"image_root is '.*' and was '.*empty'"):
+        infer_parquet(tmp_path / "in", tmp_path / "out", *asked, str(folder))
+
+
 def test_what_cannot_be_an_input_is_said(folder, tmp_path):
     empty, tables, output = tmp_path / "empty", tmp_path / "tables", tmp_path / "out"
     empty.mkdir()

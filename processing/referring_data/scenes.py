@@ -84,7 +84,7 @@ def write_scenes(
     unfinished = folder.with_name(f".{dataset}-{os.getpid()}")
     (unfinished / "images").mkdir(parents=True)
     try:
-        refs, instances = [], {"images": [], "annotations": [], "categories": categories()}
+        refs, instances = [], {"info": {"seed": seed}, "images": [], "annotations": [], "categories": categories()}
         pictures = [(split, index) for split, size in split_sizes.items() for index in range(size)]
         for split, index in tqdm(pictures, desc="drawing scenes", unit="image"):
             scene = draw_scene(seed, split, index, image_size)
