@@ -1,6 +1,7 @@
 """Which data a program reads: the flags that train.py, evaluate_referring.py and prepare_data.py share."""
 
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import datasets
 
@@ -65,9 +66,9 @@ class DataArguments:
             raise SystemExit(str(error)) from error
 
     def describe(self) -> str:
-        """The data in a few words, for a heading."""
+        """The data in a few words, for a heading; no path, for what is written may be published."""
         return {
             "hub": self.dataset,
-            "coco": str(self.expressions),
-            "prepared": self.data_root,
+            "coco": Path(self.expressions or "").name,
+            "prepared": Path(self.data_root).resolve().name,
         }.get(self.source, f"{self.dataset} ({self.split_by})")

@@ -29,6 +29,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image
+from safetensors import SafetensorError
 from transformers import pipeline
 
 import m3dec  # noqa: F401 - registers the pipeline
@@ -152,7 +153,7 @@ class PictureModel:
             raise ValueError(f"--model takes folders of saved models, but {str(folder)!r} has no config.json.")
         try:
             self.pipe = pipeline("referring-image-segmentation", model=str(folder))
-        except OSError as error:
+        except (OSError, SafetensorError) as error:
             raise ValueError(f"The model in {str(folder)!r} is not whole: {error}") from error
         self.processor, self.model = self.pipe.processor, self.pipe.model
         self.encoded = {}  # digest of a picture: its F_enc (1, P, C) and milliseconds; the last used stands last
@@ -447,8 +448,8 @@ def page_functions(gradio, models: dict[str, PictureModel]) -> tuple:
 
     @in_sentences
     def find(picture: str, expressions: str, threshold: float, opacity: float, model: str, which: int | None):
-        """The overlay, the table, the timing, the expressions to choose from, and the answers as a file."""
-        pixels, expressions = read_picture(picture), expressions_of(expressions)
+        """The overlay, the table, the timing, the expressions to choose from, the answers as a file, what was asked."""
+        asked, pixels, expressions = expressions, read_picture(picture), expressions_of(expressions)
         answers, timing = models[model].ask(pixels, expressions, threshold)
         image = fitted(pixels)
         drawn = overlay_masks(image, [fitted_mask(answer.mask, image) for answer in answers], opacity=opacity)
@@ -460,6 +461,7 @@ def page_functions(gradio, models: dict[str, PictureModel]) -> tuple:
             timing_text(timing, len(answers)),
             gradio.Radio(choices, value=which if which in range(len(choices)) else 0, visible=len(choices) > 1),
             download(data, f"{stem(picture)}_answers.json"),
+            asked,
         )
 
     @in_sentences
@@ -488,7 +490,7 @@ def page_functions(gradio, models: dict[str, PictureModel]) -> tuple:
     def nothing():
         """No answer yet, in all that `find` and `detail` fill."""
         closed = gradio.DownloadButton(value=None, interactive=False)
-        return None, "", "", gradio.Radio([], value=None, visible=False), closed, None, None, None, closed, closed
+        return None, "", "", gradio.Radio([], value=None, visible=False), closed, "", None, None, None, closed, closed
 
     return segment, find, detail, nothing
 
@@ -551,14 +553,15 @@ def build_page(models: dict[str, PictureModel]):
                         elem_id="cut-out",
                     )
 
-        found = [result, table, timing, which, answers_file]
+        asked = gradio.State("")  # what the answers are about, whatever is being typed by now
+        found = [result, table, timing, which, answers_file, asked]
         details = [heat, sheet, alone, mask_file, cut_out_file]
         to_find = [picture, text, threshold, opacity, model, which]
-        for_details = [picture, text, threshold, model, which]
+        for_details = [picture, asked, threshold, model, which]
         for event in (button.click, text.submit, examples.load_input_event.then):
-            asked = event(find, to_find, found, show_progress_on=result, **private)
-            asked.success(None, js=SCROLL).success(detail, for_details, details, **private)
-            asked.failure(nothing, None, found + details, **private)
+            answered = event(find, to_find, found, show_progress_on=result, **private)
+            answered.success(None, js=SCROLL).success(detail, for_details, details, **private)
+            answered.failure(nothing, None, found + details, **private)
         for event in (threshold.release, opacity.release, model.input):
             again = event(once_asked(find, len(found)), to_find, found, show_progress_on=result, **private)
             again.success(once_asked(detail, len(details)), for_details, details, **private)

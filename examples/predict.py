@@ -19,6 +19,7 @@ from urllib.parse import urlsplit
 
 import numpy as np
 from PIL import Image
+from safetensors import SafetensorError
 from tqdm import tqdm
 from transformers import pipeline
 
@@ -69,10 +70,15 @@ def parse(arguments: list[str] | None) -> Namespace:
         parser.error("--output is for one picture; several have --output_dir")
     if options.output and options.output.suffix.lower() not in PICTURES:
         parser.error(f"--output is a picture's file, such as overlay.png, but it is {options.output}")
-    drawn = [beside(name, options, "overlay") for name in options.pictures]
-    twice = next((path for path in drawn if drawn.count(path) > 1), None)
-    if twice and not options.json:
+    try:
+        written = [path for name in options.pictures for path in files_about(name, options)]
+    except ValueError as error:
+        parser.error(f"an address cannot be read: {error}")
+    if twice := next((path for path in written if written.count(path) > 1), None):
         parser.error(f"two pictures would be written to {twice}; ask about them apart, or with --json")
+    read = {Path(name).resolve() for name in options.pictures}
+    if lost := next((path for path in written if path.resolve() in read), None):
+        parser.error(f"an answer would be written over the picture {lost}; give another --output_dir or --output")
     if not 0 < options.threshold < 1:
         parser.error(f"--threshold is a probability between 0 and 1, but it is {options.threshold}")
     return options
@@ -85,7 +91,7 @@ def is_picture(name: str) -> bool:
 def load(model: str):
     try:
         return pipeline("referring-image-segmentation", model=model)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, SafetensorError) as error:
         raise SystemExit(f"{model} cannot be loaded: {error}") from error
 
 
@@ -94,6 +100,14 @@ def beside(picture: str, options: Namespace, kind: str) -> Path:
     name = Path(urlsplit(picture).path if "://" in picture else picture)
     folder = options.output_dir or (Path() if "://" in picture else name.parent)
     return folder / f"{name.stem}_{kind}.png"
+
+
+def files_about(picture: str, options: Namespace) -> list[Path]:
+    """What is written about a picture: with --json only --output, else the overlay and a mask an expression."""
+    if options.json:
+        return [options.output] if options.output else []
+    masks = [beside(picture, options, f"mask_{number}") for number in range(1, len(options.expressions) + 1)]
+    return [options.output or beside(picture, options, "overlay"), *masks]
 
 
 def report(path: str, picture: Image.Image, answers: list[dict], options: Namespace) -> list[str]:

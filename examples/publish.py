@@ -15,6 +15,7 @@ import platform
 from argparse import ArgumentParser, Namespace
 
 import torch
+from safetensors import SafetensorError
 
 import m3dec  # noqa: F401 - registers the model
 from m3dec.hub import SHIPPED_CHECKPOINT
@@ -30,7 +31,7 @@ def export_model(arguments: list[str] | None = None):
         allow_abbrev=False,
     )
     parser.add_argument("model", help="a folder or a name on the Hub")
-    parser.add_argument("destination", help="a folder that is not there yet")
+    parser.add_argument("destination", help="a folder that is not there yet; with --onnx, one of an earlier export too")
     parser.add_argument("--revision", help="branch, tag or commit of a name on the Hub")
     parser.add_argument("--onnx", action="store_true", help="write ONNX graphs for onnxruntime instead (extra: onnx)")
     options = parser.parse_args(arguments)
@@ -54,7 +55,7 @@ def export_graphs(options: Namespace) -> None:
 
     try:
         report = export_onnx(options.model, None, options.destination)
-    except (ImportError, ValueError, OSError) as error:
+    except (ImportError, ValueError, OSError, SafetensorError) as error:
         raise SystemExit(str(error)) from error
     print_report(report)
     if not report["agrees"]:
@@ -96,8 +97,8 @@ def info(arguments: list[str] | None = None):
         config = AutoConfig.from_pretrained(options.model)
         processor = AutoProcessor.from_pretrained(options.model)
         model = AutoModelForImageSegmentation.from_pretrained(options.model)
-    except (ValueError, OSError) as error:
-        raise SystemExit(str(error)) from error
+    except (ValueError, OSError, SafetensorError) as error:
+        raise SystemExit(f"{options.model} cannot be loaded: {error}") from error
     text = (
         "BERT"
         if config.text_config

@@ -18,6 +18,7 @@ from pathlib import Path
 
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import GatedRepoError, HFValidationError, RepositoryNotFoundError, RevisionNotFoundError
+from safetensors import SafetensorError, safe_open
 
 AUTO_CLASSES = {
     "AutoConfig": "configuration_m3dec.M3DecConfig",
@@ -45,14 +46,9 @@ ENTRY_MODULES = (
     "m3dec.processing.processing_m3dec",
     "m3dec.processing.pipeline_m3dec",
 )
-SAVED = (
-    "config.json",
-    "processor_config.json",
-    "tokenizer*",
-    "vocab.txt",
-    "special_tokens_map.json",
-    "model*.safetensors*",
-)
+SAVED = ("config.json", "processor_config.json", "tokenizer.json", "tokenizer_config.json")
+ONE_FILE, INDEX = "model.safetensors", "model.safetensors.index.json"
+SHARD = re.compile(r"model-\d+-of-\d+\.safetensors")
 IMPORT = re.compile(r"^from (m3dec\.(?:\w+\.)*\w+|\.\w+) import", re.MULTILINE)
 
 
@@ -70,8 +66,9 @@ def export(source: str | Path, destination: str | Path, revision: str | None = N
 
     Raises:
         FileExistsError: `destination` holds something.
-        FileNotFoundError: `source` is no folder and no name on the Hub, or lacks a file.
-        ValueError: it holds another model, or weights in files that can run code.
+        FileNotFoundError: `source` is no folder and no name on the Hub, or lacks a file, such as model.safetensors:
+            weights in files that can run code are not exported.
+        ValueError: it holds another model, damaged weights, or a link that leads out of it.
     """
     destination = Path(destination).absolute()
     if destination.is_file() or (destination.is_dir() and any(destination.iterdir())):
@@ -81,8 +78,8 @@ def export(source: str | Path, destination: str | Path, revision: str | None = N
     with tempfile.TemporaryDirectory(dir=destination.parent, prefix=f".{destination.name}.") as temporary:
         flat = Path(temporary) / destination.name
         flat.mkdir()
-        for file in (*(file for pattern in SAVED for file in folder.glob(pattern)), *card_and_pictures(folder)):
-            shutil.copyfile(file, flat / file.name)
+        for name in (*SAVED, *weight_files(folder), *card_and_pictures(folder)):
+            shutil.copyfile(real_file(folder, name), flat / name)
         edit_json(flat / "config.json", {"auto_map": AUTO_CLASSES, "custom_pipelines": PIPELINES})
         processors = {"AutoProcessor": AUTO_PROCESSOR, "AutoImageProcessor": AUTO_IMAGE_PROCESSOR}
         image_processor = {"auto_map": {"AutoImageProcessor": AUTO_IMAGE_PROCESSOR}}
@@ -103,45 +100,65 @@ def model_folder(source: str | Path, revision: str | None = None, token: str | N
     folder = Path(source)
     if not folder.is_dir():
         try:
-            folder = Path(
-                snapshot_download(
-                    str(source), revision=revision, token=token, allow_patterns=[*SAVED, "README.md", "*.png"]
-                )
-            )
+            wanted = [*SAVED, ONE_FILE, INDEX, "model-*-of-*.safetensors", "README.md", "*.png"]
+            folder = Path(snapshot_download(str(source), revision=revision, token=token, allow_patterns=wanted))
         except (HFValidationError, RepositoryNotFoundError, RevisionNotFoundError, GatedRepoError) as error:
             raise FileNotFoundError(
                 f"A model is a folder or a name on the Hub, but {source!r} is no folder here, and the Hub says: "
                 f"{str(error).strip()}"
             ) from error
-    missing = [name for name in ("config.json", "processor_config.json") if not (folder / name).is_file()]
+    missing = [name for name in SAVED if not (folder / name).is_file()]
     if missing:
         raise FileNotFoundError(
-            f"A trained model's folder holds config.json and processor_config.json, but {source} lacks "
-            f"{' and '.join(missing)}. Save the model and the processor into one folder."
+            f"A trained model's folder holds {', '.join(SAVED)}, but {source} lacks {' and '.join(missing)}. Save the "
+            "model and the processor into one folder."
         )
     kind = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("model_type")
     if kind != "m3dec":
         raise ValueError(f"Only m3dec models can be exported, but {source} holds a model of type {kind!r}.")
-    index = folder / "model.safetensors.index.json"
-    files = {"model.safetensors"}
-    if index.is_file():
-        files = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
-    missing = sorted(name for name in files if not (folder / name).is_file())
-    if missing:
-        raise ValueError(
-            f"Weights are exported from model.safetensors or the shards that its index names, but {source} lacks "
-            f"{', '.join(missing)}. Load the model and save it again by save_pretrained."
-        )
     return folder
 
 
-def card_and_pictures(folder: Path) -> list[Path]:
-    """The model card, and the pictures of the folder that it shows, and no other."""
+def weight_files(folder: Path) -> list[str]:
+    """The names of model.safetensors, or of the shards and the index that names them; all are there, and whole."""
+    names, index = [ONE_FILE], folder / INDEX
+    if index.is_file() and not (folder / ONE_FILE).is_file():
+        shards = json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()
+        names = [INDEX, *sorted({name for name in shards if SHARD.fullmatch(name)})]
+    missing = [name for name in names if not (folder / name).is_file()]
+    if missing or names == [INDEX]:
+        raise FileNotFoundError(
+            f"Weights are exported from {ONE_FILE}, or from model-00001-of-… and their index, but {folder} lacks "
+            f"{', '.join(missing) or 'the shards'}. Load the model and save it again by save_pretrained."
+        )
+    for name in names:
+        try:
+            if name != INDEX:
+                with safe_open(folder / name, "pt"):
+                    pass
+        except SafetensorError as error:
+            raise ValueError(
+                f"{folder / name} is no whole file of weights ({error}). Fetch it again; a clone needs git-lfs."
+            ) from error
+    return names
+
+
+def card_and_pictures(folder: Path) -> list[str]:
+    """The names of the model card, and of the pictures of the folder that it shows, and no other."""
     card = folder / "README.md"
     if not card.is_file():
         return []
-    names = sorted(set(re.findall(r"[\w.-]+\.png", card.read_text(encoding="utf-8"))))
-    return [card, *(folder / name for name in names if (folder / name).is_file())]
+    shown = re.findall(r"[\w.-]+\.png", real_file(folder, card.name).read_text(encoding="utf-8"))
+    return [card.name, *(name for name in sorted(set(shown)) if (folder / name).is_file())]
+
+
+def real_file(folder: Path, name: str) -> Path:
+    """A file of the folder. A link may lead within it, or to the Hub's cache that the folder is of; a stranger's
+    clone may hold others."""
+    file, home = (folder / name).resolve(), folder.resolve()
+    if not any(file.is_relative_to(place) for place in (home, home.parent.parent / "blobs")):
+        raise ValueError(f"{folder / name} is a link to {file}, out of its folder. Put a copy there to export it.")
+    return file
 
 
 def endpoint_requirements() -> list[str]:

@@ -1,6 +1,6 @@
 """A trained model as ONNX graphs, for servers: the image half, the text half and the whole, and how well they agree.
 
-    python hub/export_onnx.py MODEL FOLDER
+    m3dec export MODEL FOLDER --onnx
 
 The folder then holds, beside the processor's files:
     image_half.onnx     pixel_values (images, 3, S, S) → image_features (images, P, C), once for each picture
@@ -17,10 +17,8 @@ import copy
 import json
 import os
 import shutil
-import sys
 import tempfile
 import warnings
-from argparse import ArgumentParser
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
@@ -42,18 +40,6 @@ TOLERANCE, ROUNDING = 1e-4, 1e-5
 ONE_FILE = 1.5e9  # bytes of weights; a graph of more than 2 GB must have them in a file of their own
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """The command line; 0 if the graphs agree with the model, else 1."""
-    parser = ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("model", help="a folder or hub name with a model and its processor")
-    parser.add_argument("folder", type=Path, help="where the graphs go")
-    parser.add_argument("--scenes", type=int, default=34, help="drawn pictures, of six expressions each, to compare on")
-    asked = parser.parse_args(arguments)
-    report = export_onnx(asked.model, None, asked.folder, asked.scenes)
-    print_report(report)
-    return 0 if report["agrees"] else 1
-
-
 def export_onnx(
     model: str | Path | M3DecForImageSegmentation,
     processor: M3DecProcessor | None,
@@ -65,7 +51,8 @@ def export_onnx(
     Args:
         model: a folder or hub name, or a model, which stays as it is. The graphs compute in float32.
         processor: None for the one that lies beside the model. Its `size` is the S of the graphs.
-        folder: a new one, or one whose files of these names are replaced; each is there when it is whole.
+        folder: a new or empty one, or one of an earlier export, whose files of these names are replaced; each is there
+            when it is whole.
         scenes: drawn pictures, of six expressions each, to compare on.
 
     Returns:
@@ -73,12 +60,16 @@ def export_onnx(
         are within "tolerance"; and the "versions" of the packages.
 
     Raises:
+        FileExistsError: `folder` is a file, or holds anything else, such as a model.
         ModuleNotFoundError: a package of the extra `[onnx]` is missing.
         ValueError: the processor's size is not one that the model can take, or it leaves out a step.
     """
     missing = [name for name in PACKAGES if find_spec(name) is None]
     if missing:
         raise ModuleNotFoundError(f"ONNX graphs need {' and '.join(missing)}: pip install 'm3dec[onnx]'")
+    folder = Path(folder)
+    if folder.is_file() or (folder.is_dir() and any(folder.iterdir()) and not (folder / "report.json").is_file()):
+        raise FileExistsError(f"ONNX graphs need a folder of their own, but {folder} is there. Name another.")
     if not isinstance(model, M3DecForImageSegmentation):
         processor = processor or M3DecProcessor.from_pretrained(model)
         model = M3DecForImageSegmentation.from_pretrained(model)
@@ -94,7 +85,6 @@ def export_onnx(
     if side != model.config.image_size:
         model.set_image_size(side)
 
-    folder = Path(folder)
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as temporary:
         written = Path(temporary)
@@ -292,7 +282,3 @@ def print_report(report: dict) -> None:
         print(f"| {graph} | {largest:.1f} | {difference:.1e} | {beyond:.1e} | {pixels} | {differ} | {among:.1e} |")
     verdict = "agree" if report["agrees"] else "DO NOT AGREE"
     print(f"They {verdict} within {report['tolerance']:.0e} + {ROUNDING:.0e} |logit|.")
-
-
-if __name__ == "__main__":
-    sys.exit(main())

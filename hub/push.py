@@ -5,7 +5,7 @@
     push_dataset("outputs/prepared", "owner/my-references")
 
 Each is one commit, so that an upload which is interrupted leaves the old state; without a change there is no commit.
-What others put into the repository stays.
+What others put into the repository stays; a model's weights are replaced, and of a data set the splits that are pushed.
 """
 
 import logging
@@ -25,8 +25,8 @@ OWN_PATH = re.compile(r"(?:file:/+|(?<![\w:/.<~])(?:~?/|[A-Za-z]:[/\\]|\\\\))[\w
 
 # What a push replaces as a whole: weights and shards may be cut otherwise the next time.
 WEIGHTS = re.compile(r"model(-\d+-of-\d+)?\.safetensors|model\.safetensors\.index\.json")
-SHARDS = re.compile(r"data/[^/]+-\d+-of-\d+\.parquet")
-PREPARED = ["data/*.parquet", "README.md", "summary.json", "samples.png", "vocabulary.txt"]  # by m3dec prepare
+SHARD = re.compile(r"(.+)-\d+-of-\d+\.parquet")
+PREPARED = ["data/*.parquet", "prepared.json", "summary.json", "samples.png", "vocabulary.txt"]  # by m3dec prepare
 
 # A lost connection is an error of the HTTP client that huggingface_hub has; a broken upload, a RuntimeError.
 REFUSALS = (HfHubHTTPError.__bases__[0], OSError, RuntimeError)
@@ -79,13 +79,18 @@ def push_metric(repo_id: str, *, tag: str | None = None, token: str | None = Non
 def push_dataset(
     source: str | Path, repo_id: str, *, tag: str | None = None, token: str | None = None, **kwargs
 ) -> str:
-    """Push what `m3dec prepare` wrote, for `load_dataset(repo_id, streaming=True)`. Have the right to publish it.
+    """Push what `m3dec prepare` wrote, for `load_dataset(repo_id, streaming=True)`, or to be downloaded and read as
+    prepared. A README.md beside it goes along. Have the right to publish it.
 
     Args, Returns, Raises: as `push_model`; FileNotFoundError where `source` holds no data/*.parquet.
     """
-    if not any(Path(source).glob("data/*.parquet")):
+    shards = [SHARD.fullmatch(path.name) for path in Path(source).glob("data/*.parquet")]
+    splits = "|".join(sorted({re.escape(shard[1]) for shard in shards if shard}))
+    if not splits:
         raise FileNotFoundError(f"A prepared data set holds data/*.parquet, but {source} does not. Run m3dec prepare.")
-    return push_folder(Path(source), repo_id, "dataset", tag=tag, token=token, stale=SHARDS, files=PREPARED, **kwargs)
+    stale = re.compile(rf"data/({splits})-\d+-of-\d+\.parquet")
+    files = [*PREPARED, "README.md"]
+    return push_folder(Path(source), repo_id, "dataset", tag=tag, token=token, stale=stale, files=files, **kwargs)
 
 
 def push_folder(

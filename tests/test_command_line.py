@@ -2,6 +2,7 @@
 
 import importlib.metadata
 import json
+import shutil
 import subprocess
 import sys
 
@@ -58,6 +59,10 @@ def test_the_command_is_installed_and_every_program_has_its_help(capsys):
             "two pictures would be written to d/b_overlay",
         ),
         (("predict", "a.jpg", "the cat", "--threshold", "2"), "a probability between 0 and 1"),
+        (("predict", "http://[a/b.jpg", "the cat"), "an address cannot be read"),
+        (("predict", "a.png", "a_mask_2.png", "the cat", "the dog"), "over the picture a_mask_2.png"),
+        (("predict", "a.png", "b_overlay.png", "b.png", "the cat"), "over the picture b_overlay.png"),
+        (("predict", "a.png", "the cat", "--json", "--output", "./a.png"), "over the picture a.png"),
     ],
 )
 def test_a_call_that_makes_no_sense_has_status_2_and_a_reason(arguments, words, capsys):
@@ -121,6 +126,14 @@ def test_an_expression_without_words_and_a_model_that_is_none_are_told(pictures,
     assert "word" in capsys.readouterr().err
     assert run("predict", pictures[0], "the ring", "--model", tmp_path / "nowhere") == 1
     assert "nowhere cannot be loaded" in capsys.readouterr().err
+
+
+def test_weights_that_a_clone_without_lfs_left_out_are_told(pictures, tmp_path, capsys):
+    model = shutil.copytree(SHIPPED_CHECKPOINT, tmp_path / "model")
+    (model / "model.safetensors").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n")
+    assert run("predict", pictures[0], "the ring", "--model", model) == 1
+    assert run("info", model) == 1
+    assert capsys.readouterr().err.count(f"{model} cannot be loaded: ") == 2
 
 
 def test_info_says_what_a_model_is(capsys):

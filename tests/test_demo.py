@@ -610,6 +610,11 @@ def test_a_browser_that_resolves_no_name_segments_shows_and_downloads(server, pi
     data = json.loads(browser.download("#answers-file").read_text())
     assert plain(data) == expected
 
+    browser.type("the green heart")  # not asked yet: the details are still of what was
+    browser.click("#which label", "2. ")
+    masks = (browser.download("#mask-file") for _ in range(20))
+    assert_same_mask(next(path for path in masks if "_2_mask" in path.name), expected[1])
+
     browser.click("button[role=tab]", "Attention")
     browser.wait("document.querySelector('#attention img')?.naturalWidth > 300")
     browser.picture(tmp_path / "page.png")

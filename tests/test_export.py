@@ -86,13 +86,31 @@ def test_only_pictures_that_the_card_shows_leave_with_it_and_no_name_of_foreign_
         photo().save(source / name)
     with (source / "README.md").open("a") as card:
         card.write("\n![what it does](shown.png)\n")
+    for name in ("tokenizers.py", "tokenizer.py", "model.safetensors.py", "modeling_m3dec.py"):
+        (source / name).write_text("evil = True")
+    (source / "tokenizer").mkdir()
     for name in ("tokenizer_config.json", "config.json", "processor_config.json"):
         foreign = {"AutoTokenizer": [None, "other/code--evil.Tokenizer"], "AutoConfig": "other/code--evil.Config"}
         values = json.loads((source / name).read_text()) | {"auto_map": foreign}
         (source / name).write_text(json.dumps(values))
     flat = export(source, tmp_path / "flat")
     assert {path.name for path in flat.glob("*.png")} == {"shown.png"}
-    assert not [path.name for path in flat.glob("*.json") if "evil" in path.read_text()]
+    assert not [path.name for path in flat.iterdir() if b"evil" in path.read_bytes()]
+
+
+def test_a_link_that_leads_out_of_the_folder_is_refused_and_the_caches_own_are_followed(tmp_path):
+    (tmp_path / "token").write_text("secret")
+    cached = shutil.copytree(SHIPPED_CHECKPOINT, tmp_path / "cache" / "snapshots" / "abc")
+    (tmp_path / "cache" / "blobs").mkdir()
+    shutil.move(cached / "model.safetensors", tmp_path / "cache" / "blobs" / "1")
+    (cached / "model.safetensors").symlink_to("../../blobs/1")
+    assert not (export(cached, tmp_path / "flat") / "model.safetensors").is_symlink()
+    (cached / "shown.png").symlink_to(tmp_path / "token")
+    with (cached / "README.md").open("a") as card:
+        card.write("\n![](shown.png)\n")
+    with pytest.raises(ValueError, match=r"shown\.png is a link to .*token, out of its folder"):
+        export(cached, tmp_path / "again")
+    assert not (tmp_path / "again").exists()
 
 
 def test_an_export_goes_into_an_empty_folder_that_is_there(tmp_path, monkeypatch):
@@ -127,16 +145,25 @@ def test_an_export_overwrites_nothing(flat, tmp_path):
 def test_what_cannot_be_exported_is_named_and_leaves_nothing(tmp_path):
     source = tmp_path / "source"
     M3DecForImageSegmentation.from_pretrained(SHIPPED_CHECKPOINT).save_pretrained(source)
-    with pytest.raises(FileNotFoundError, match=r"lacks processor_config\.json"):
+    with pytest.raises(FileNotFoundError, match=r"lacks processor_config\.json and tokenizer\.json and"):
         export(source, tmp_path / "flat")
     M3DecProcessor.from_pretrained(SHIPPED_CHECKPOINT).save_pretrained(source)
     (source / "model.safetensors").rename(source / "pytorch_model.bin")
-    with pytest.raises(ValueError, match=r"lacks model\.safetensors"):
+    with pytest.raises(FileNotFoundError, match=r"lacks model\.safetensors"):
         export(source, tmp_path / "flat")
     shards = {"weight_map": {"a": "model-00001-of-00002.safetensors", "b": "model-00002-of-00002.safetensors"}}
     (source / "model.safetensors.index.json").write_text(json.dumps(shards))
     (source / "model-00001-of-00002.safetensors").write_bytes(b"")
-    with pytest.raises(ValueError, match=r"lacks model-00002-of-00002\.safetensors"):
+    with pytest.raises(FileNotFoundError, match=r"lacks model-00002-of-00002\.safetensors"):
+        export(source, tmp_path / "flat")
+    (source / "model-00002-of-00002.safetensors").write_bytes(b"")
+    with pytest.raises(ValueError, match=r"model-00001-of-00002\.safetensors is no whole file of weights"):
+        export(source, tmp_path / "flat")
+    (source / "model.safetensors.index.json").write_text('{"weight_map": {"a": "../secret"}}')
+    with pytest.raises(FileNotFoundError, match="lacks the shards"):
+        export(source, tmp_path / "flat")
+    (source / "model.safetensors").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n")
+    with pytest.raises(ValueError, match="a clone needs git-lfs"):
         export(source, tmp_path / "flat")
     (source / "config.json").write_text('{"model_type": "bert"}')
     with pytest.raises(ValueError, match="of type 'bert'"):

@@ -1,28 +1,34 @@
 """Graphs that answer as the model does: ONNX on onnxruntime, torch.export, and torch.compile without a break."""
 
 import copy
+import importlib
 import json
 import os
 import shutil
 import subprocess
 import sys
+from contextlib import nullcontext
 from pathlib import Path
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import settings as hypothesis_settings
+from hypothesis import strategies as st
 from PIL import Image
 from test_modeling_m3dec import TINY_BERT, TINY_SWIN, expressions, model_of, pictures, tiny_model
 from test_processing_m3dec import word_processor
 from torch.export import Dim
 
+from m3dec.examples.publish import export_model
 from m3dec.hub import SHIPPED_CHECKPOINT, export_onnx
 from m3dec.modeling_m3dec import M3DecForImageSegmentation
-from m3dec.processing.image_processing_m3dec import rgb_array
+from m3dec.processing.image_processing_m3dec import letterbox_box, rgb_array
 from m3dec.processing.image_processing_pil_m3dec import M3DecImageProcessorPil
 from m3dec.processing.pipeline_m3dec import ReferringImageSegmentationPipeline
-from m3dec.processing.processing_m3dec import M3DecProcessor
+from m3dec.processing.processing_m3dec import M3DecProcessor, inside_letterbox
 from m3dec.processing.referring_data.scenes import draw_scene
 
 TOLERANCE = 1e-4
@@ -61,6 +67,15 @@ def segmenter(folder):
     from m3dec.hub.onnx_segmenter import OnnxReferringSegmenter
 
     return OnnxReferringSegmenter(folder, threads=1)
+
+
+@pytest.fixture(scope="module")
+def segmenter_module():
+    """The module, also where onnxruntime is not installed: what is asked of it here needs none."""
+    with pytest.MonkeyPatch.context() as patch:
+        if importlib.util.find_spec("onnxruntime") is None:
+            patch.setitem(sys.modules, "onnxruntime", ModuleType("onnxruntime"))
+        yield importlib.import_module("m3dec.hub.onnx_segmenter")
 
 
 def loaded(folder: Path) -> SimpleNamespace:
@@ -171,9 +186,17 @@ def test_the_segmenter_letterboxes_as_the_pipeline(shipped, folder, tmp_path, si
     image = SCENE.image.resize(size)
     theirs = answers_of_the_pipeline(shipped, letterboxed, image, threshold=0.2, do_letterbox=True)
     ours = OnnxReferringSegmenter(letterboxed, threads=1)(image, text=TEXTS, threshold=0.2)
-    if size != (3, 400):
-        assert_same_answers(ours, theirs)
-    assert [answer["mask"].size for answer in ours] == [size] * 3
+    assert_same_answers(ours, theirs)
+
+
+@hypothesis_settings(deadline=None)
+@given(height=st.integers(1, 300), width=st.integers(1, 300), cells=st.integers(2, 24), seed=st.integers(0, 9))
+def test_the_segmenters_own_letterbox_is_the_packages(height, width, cells, seed, segmenter_module):
+    size, canvas = (height, width), (96, 96)
+    assert segmenter_module.letterbox_box(height, width, canvas) == letterbox_box(height, width, canvas)
+    logit = np.random.default_rng(seed).normal(size=(cells, cells)).astype(np.float32)
+    expected = inside_letterbox(torch.from_numpy(logit), *size, canvas).numpy()
+    np.testing.assert_allclose(segmenter_module.inside_letterbox(logit, size, canvas), expected, atol=1e-5)
 
 
 @slow
@@ -301,13 +324,23 @@ def test_files_are_replaced_and_others_stay(tmp_path, monkeypatch):
     monkeypatch.setattr(export_onnx, "compare", quick_comparison)
     folder = tmp_path / "folder"
     folder.mkdir()
-    for name in ("config.json", "model.onnx"):
+    for name in ("mine.txt", "model.onnx", "report.json"):  # an earlier export, and something else
         (folder / name).write_text("before")
     model = model_of("lstm")
     export_onnx.export_onnx(model, word_processor(size=96), folder)  # not the model's own 64
-    assert (folder / "config.json").read_text() == "before" and (folder / "model.onnx").read_text() == "for 96"
+    assert (folder / "mine.txt").read_text() == "before" and (folder / "model.onnx").read_text() == "for 96"
     assert model.config.image_size == 64 and json.loads((folder / "report.json").read_text())["agrees"]
     assert [path.name for path in tmp_path.iterdir()] == ["folder"]
+
+
+def test_a_model_or_a_file_in_the_way_is_refused_before_anything_is_written(tmp_path):
+    need_onnx()
+    model = shutil.copytree(SHIPPED_CHECKPOINT, tmp_path / "model")
+    (tmp_path / "file").write_text("mine")
+    for place in (model, tmp_path / "file"):
+        with pytest.raises(FileExistsError, match="need a folder of their own"):
+            export_onnx.export_onnx(SHIPPED_CHECKPOINT, None, place)
+    assert {path.name for path in model.iterdir()} == {path.name for path in SHIPPED_CHECKPOINT.iterdir()}
 
 
 def test_an_export_that_fails_leaves_what_was_there(tmp_path, monkeypatch):
@@ -321,20 +354,20 @@ def test_an_export_that_fails_leaves_what_was_there(tmp_path, monkeypatch):
     for name in ("there", "new"):
         (tmp_path / "there").mkdir(exist_ok=True)
         (tmp_path / "there" / "model.onnx").write_text("before")
+        (tmp_path / "there" / "report.json").write_text("{}")
         with pytest.raises(RuntimeError, match="the disk is full"):
             export_onnx.export_onnx(model_of("lstm"), word_processor(), tmp_path / name)
     assert [path.name for path in tmp_path.iterdir()] == ["there"]
     assert (tmp_path / "there" / "model.onnx").read_text() == "before"
 
 
-@pytest.mark.parametrize("agrees, status, words", [(True, 0, "They agree"), (False, 1, "DO NOT AGREE")])
-def test_the_command_line_prints_a_table_and_says_whether_they_agree(
-    agrees, status, words, tmp_path, monkeypatch, capsys
-):
+@pytest.mark.parametrize("agrees, words", [(True, "They agree"), (False, "DO NOT AGREE")])
+def test_the_command_line_prints_a_table_and_says_whether_they_agree(agrees, words, tmp_path, monkeypatch, capsys):
     need_onnx()
     monkeypatch.setattr(export_onnx, "write_graphs", quick_graphs)
     monkeypatch.setattr(export_onnx, "compare", lambda *_: quick_comparison() | {"agrees": agrees})
-    assert export_onnx.main([str(SHIPPED_CHECKPOINT), str(tmp_path / "new")]) == status
+    with nullcontext() if agrees else pytest.raises(SystemExit, match="do not agree with the model"):
+        export_model([str(SHIPPED_CHECKPOINT), str(tmp_path / "new"), "--onnx"])
     printed = capsys.readouterr().out
     assert words in printed and "| halves | 2.0 | 1.0e-06 | 1.0e-06 | 9 | 0 | 0.0e+00 |" in printed
 

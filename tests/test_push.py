@@ -1,6 +1,7 @@
 """Out to the Hub and back, on the loopback double of it: each step in a process of its own with a clean home."""
 
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +15,7 @@ from test_export import loaded
 
 from m3dec.hub import SHIPPED_CHECKPOINT
 from m3dec.hub.push import own_paths, push_metric
+from m3dec.processing.referring_data.prepared_shards import read_prepared
 from m3dec.processing.referring_data.scenes import draw_scene, write_scenes
 
 OWNER, READER = TOKENS["owner"], TOKENS["reader"]
@@ -174,17 +176,25 @@ def test_the_metric_and_prepared_data_go_up_and_come_back(hub, tmp_path):
     pushed(hub, tmp_path / "a", "dataset", tmp_path / "a" / "prepared", "owner/references")
     pushed(hub, tmp_path / "a", "metric", "owner/referring_iou")
     shards = [str(path) for path in sorted((tmp_path / "a" / "prepared" / "data").glob("val*.parquet"))]
+    (tmp_path / "more" / "data").mkdir(parents=True)
+    shutil.copy(shards[0], tmp_path / "more" / "data" / "test-00000-of-00001.parquet")
+    pushed(hub, tmp_path / "a", "dataset", tmp_path / "more", "owner/references")  # another split: the first two stay
     code = f"""
 from datasets import Dataset, load_dataset
+from huggingface_hub import snapshot_download
 import evaluate
 streamed = list(load_dataset("owner/references", split="val", streaming=True))
 assert streamed == list(Dataset.from_parquet({shards})) and streamed[0]["image"].size == (160, 160)
 metric = evaluate.load("owner/referring_iou")
 metric.add_batch(predictions=[[1, 2], [3, 4]])
 scores = metric.compute()
+snapshot_download("owner/references", repo_type="dataset", local_dir="{tmp_path / "back"}")
 assert scores["miou"] == 0.625 and scores["oiou"] == 4 / 6, scores
 """
     hub.run("import sys; sys.modules['m3dec'] = None\n" + code, tmp_path / "b")
+    back, sent = read_prepared(tmp_path / "back"), read_prepared(tmp_path / "a" / "prepared")
+    assert {name: list(split) for name, split in back.items()} == {name: list(split) for name, split in sent.items()}
+    assert (tmp_path / "back" / "data" / "test-00000-of-00001.parquet").is_file()
 
 
 def test_paths_of_the_machine_are_found_in_a_card():
