@@ -39,6 +39,8 @@ from m3dec.processing.word_vectors import (
     word_tokenizer,
 )
 
+CHANGEABLE = ("dropout", "mask_loss_weight", "dice_loss_weight")  # of a trained model: no weight depends on them
+
 
 def read_data(recipe: TrainingRecipe) -> datasets.DatasetDict:
     """The recipe's data set, drawn first where it is made of scenes and not there yet."""
@@ -91,11 +93,10 @@ def build_model(recipe: TrainingRecipe, train: datasets.Dataset, accelerator: Ac
 def trained_model(recipe: TrainingRecipe, train: datasets.Dataset, accelerator: Accelerator):
     """A trained model and its processor, at the recipe's image size and in its letterbox if it asks for them, with the
     new words of the training sentences that the recipe's word vectors hold."""
-    model = M3DecForImageSegmentation.from_pretrained(recipe.model_name_or_path)
+    free = {name: value for name, value in recipe.model.items() if name in CHANGEABLE}
+    model = M3DecForImageSegmentation.from_pretrained(recipe.model_name_or_path, **free)
     for name, value in recipe.model.items():
-        if name in ("mask_loss_weight", "dice_loss_weight"):
-            setattr(model.config, name, value)
-        elif name != "image_size" and not is_set(model.config, name, value):
+        if name != "image_size" and not is_set(model.config, name, value):
             raise SystemExit(
                 f"The recipe asks for {name} = {value!r}, but {recipe.model_name_or_path} was made with another, which "
                 "training on cannot change. Leave it out, or train a new model."

@@ -33,8 +33,8 @@ class TrainingRecipe(DataArguments):
         default=None,
         metadata={
             "help": "Go on from this trained model and its processor, instead of a new model of pretrained parts. Of "
-            "the fields of the model only image_size, mask_loss_weight and dice_loss_weight may differ; word_vectors "
-            "give the training sentences' new words rows of their own."
+            "the fields of the model only image_size, dropout, mask_loss_weight and dice_loss_weight may differ; "
+            "word_vectors give the training sentences' new words rows of their own."
         },
     )
     backbone_weights: str | None = field(

@@ -244,6 +244,15 @@ def training_on_cars(word_vectors: str | None) -> tuple[M3DecForImageSegmentatio
     return trained_model(TrainingRecipe(**fields), Dataset.from_dict({"sentences": sentences}), Accelerator(cpu=True))
 
 
+def test_the_dropout_and_the_loss_weights_of_a_trained_model_may_change():
+    recipe = TrainingRecipe(model_name_or_path=str(SHIPPED_CHECKPOINT))
+    recipe.model = {"dropout": 0.0, "dice_loss_weight": 0.25}
+    model, _ = trained_model(recipe, Dataset.from_dict({"sentences": [[{"sent": "the ring"}]]}), Accelerator(cpu=True))
+    assert (model.config.dropout, model.config.dice_loss_weight) == (0.0, 0.25)
+    assert {m.p for m in model.modules() if isinstance(m, torch.nn.Dropout)} == {0.0}
+    assert {m.dropout for m in model.modules() if isinstance(getattr(m, "dropout", None), float)} == {0.0}
+
+
 def test_words_that_a_trained_model_did_not_know_get_vectors_and_its_old_answers_stay(tmp_path, capsys):
     vectors = np.full((3, 50), [[0.5], [1.0], [2.0]], dtype=np.float32)
     np.save(tmp_path / "words.npy", vectors)
