@@ -554,10 +554,11 @@ def build_page(models: dict[str, PictureModel]):
                     )
 
         asked = gradio.State("")  # what the answers are about, whatever is being typed by now
+        chosen = gradio.State(0)  # of `which`, which itself is refused where its choices have changed since
         found = [result, table, timing, which, answers_file, asked]
         details = [heat, sheet, alone, mask_file, cut_out_file]
-        to_find = [picture, text, threshold, opacity, model, which]
-        for_details = [picture, asked, threshold, model, which]
+        to_find = [picture, text, threshold, opacity, model, chosen]
+        for_details = [picture, asked, threshold, model, chosen]
         for event in (button.click, text.submit, examples.load_input_event.then):
             answered = event(find, to_find, found, show_progress_on=result, **private)
             answered.success(None, js=SCROLL).success(detail, for_details, details, **private)
@@ -567,7 +568,9 @@ def build_page(models: dict[str, PictureModel]):
             again.success(once_asked(detail, len(details)), for_details, details, **private)
         for event in (picture.upload, picture.clear):  # what stands there is about another
             event(nothing, None, found + details, api_visibility="private", queue=False)
-        which.input(detail, for_details, details, **private)
+        which.input(lambda number: number, which, chosen, api_visibility="private").success(
+            detail, for_details, details, **private
+        )
         model.input(about, model, note, api_visibility="private")
         gradio.Button(visible=False).click(
             segment,
