@@ -133,7 +133,13 @@ def test_a_rate_of_zero_is_one():
     } == {0.0, 1e-3}
 
 
-@pytest.mark.parametrize("backbone, first", [("tf_efficientnet_lite0", 2), ("darknet53", 3), ("resnet10t", 2)])
+@pytest.mark.parametrize(
+    "backbone, first",
+    [
+        ("tf_efficientnet_lite0", 2),
+        *(pytest.param(*one, marks=pytest.mark.slow) for one in [("darknet53", 3), ("resnet10t", 2)]),
+    ],
+)
 def test_batch_norms_over_all_gpus_keep_the_backbones_activations(backbone, first):
     parts = {"model_type": "timm_backbone", "backbone": backbone, "out_indices": [first, first + 1, first + 2]}
     torch.manual_seed(0)
