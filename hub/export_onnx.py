@@ -57,7 +57,7 @@ def export_onnx(
 
     Returns:
         What report.json holds: "expressions"; for "halves" and "whole" what `agreement` says; "agrees", whether both
-        are within "tolerance"; and the "versions" of the packages.
+        are within "tolerance" beyond rounding; and the "versions" of the packages.
 
     Raises:
         FileExistsError: `folder` is a file, or holds anything else, such as a model.
