@@ -86,9 +86,13 @@ def main(command_line: list[str] | None = None):
     or_exit(make_folders, arguments)
     accelerator = Accelerator(cpu=not torch.accelerator.is_available())  # else processes on CPUs ignore one another
     names, split = arguments.compare or [arguments.model], None
+    sources = [or_exit(rows_or_model, name, arguments, accelerator) for name in names]  # all, before the first answers
     if arguments.page or not all(is_rows(name) for name in names):
         split = load_split(data, arguments.split, accelerator)
-    runs = [answers_of(name, data, arguments, split, accelerator) for name in names]
+    runs = [
+        answers_of(name, source, data, arguments, split, accelerator)
+        for name, source in zip(names, sources, strict=True)
+    ]
     if not accelerator.is_main_process:
         return
     if arguments.compare:
@@ -128,15 +132,26 @@ def or_exit(function, *arguments):
         raise SystemExit(str(error)) from error
 
 
-def answers_of(name: str, data: DataArguments, arguments: EvaluationArguments, split, accelerator) -> Answers:
-    """An earlier run's rows, or the answers of the model that `name` is."""
+def rows_or_model(name: str, arguments: EvaluationArguments, accelerator):
+    """An earlier run's rows, of this run's threshold where one matters; or a model and its processor."""
+    if not is_rows(name):
+        model = M3DecForImageSegmentation.from_pretrained(name).to(accelerator.device)
+        return model, M3DecProcessor.from_pretrained(name)
+    run = read_rows(name)
+    asked = arguments.threshold != EvaluationArguments.threshold or not all(map(is_rows, arguments.compare or [name]))
+    if asked and arguments.threshold != run.threshold:
+        raise ValueError(
+            f"{name} was made with threshold {run.threshold}, and only the model can answer with another: give "
+            f"--threshold {run.threshold}, or the model in its place."
+        )
+    return run
+
+
+def answers_of(name: str, source, data: DataArguments, arguments: EvaluationArguments, split, accelerator) -> Answers:
+    """The answers of `rows_or_model(name)`: read already, or asked for now."""
     if is_rows(name):
-        run = or_exit(read_rows, name)
-        if arguments.threshold not in (EvaluationArguments.threshold, run.threshold):
-            raise SystemExit(f"{name} was made with threshold {run.threshold}; only the model can answer with another.")
-        return run
-    model = M3DecForImageSegmentation.from_pretrained(name).to(accelerator.device)
-    processor = M3DecProcessor.from_pretrained(name)
+        return source
+    model, processor = source
     size, threshold = arguments.per_device_eval_batch_size, arguments.threshold
     keep_masks = bool(arguments.rows or arguments.page)
     results = evaluate(model, processor, split, accelerator, size, threshold, keep_masks)

@@ -606,8 +606,11 @@ def test_the_program_writes_its_figures_with_every_table(tiny, data, tmp_path, m
 
     run_program(monkeypatch, "--compare", tmp_path / "a.parquet", tmp_path / "a.parquet")  # needs no data
     assert capsys.readouterr().out.count("undecided") == 7
-    with pytest.raises(SystemExit, match="one threshold"):
-        run_program(monkeypatch, "--compare", tmp_path / "a.parquet", tiny, "--data_root", data)
+    monkeypatch.setattr(evaluate_referring, "evaluate", pytest.fail)  # refused before a model is measured
+    with pytest.raises(SystemExit, match=r"made with threshold 0.35.* give --threshold 0.35"):
+        run_program(monkeypatch, "--compare", tiny, tmp_path / "a.parquet", "--data_root", data)
+    with pytest.raises(SystemExit, match="no-such-model"):
+        run_program(monkeypatch, "--compare", tiny, tmp_path / "no-such-model", "--data_root", data)
 
 
 @pytest.mark.parametrize(
