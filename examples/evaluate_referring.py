@@ -133,13 +133,19 @@ def or_exit(function, *arguments):
 
 
 def rows_or_model(name: str, arguments: EvaluationArguments, accelerator):
-    """An earlier run's rows, of this run's threshold where one matters; or a model and its processor."""
+    """An earlier run's rows, or a model and its processor.
+
+    Raises:
+        ValueError, OSError: there is no such model, the rows cannot be read, or they are of another threshold than the
+            one that was asked for or that a model beside them will answer with.
+    """
     if not is_rows(name):
         model = M3DecForImageSegmentation.from_pretrained(name).to(accelerator.device)
         return model, M3DecProcessor.from_pretrained(name)
     run = read_rows(name)
-    asked = arguments.threshold != EvaluationArguments.threshold or not all(map(is_rows, arguments.compare or [name]))
-    if asked and arguments.threshold != run.threshold:
+    given = arguments.threshold != EvaluationArguments.threshold
+    beside_a_model = not all(is_rows(other) for other in arguments.compare or [name])
+    if (given or beside_a_model) and arguments.threshold != run.threshold:
         raise ValueError(
             f"{name} was made with threshold {run.threshold}, and only the model can answer with another: give "
             f"--threshold {run.threshold}, or the model in its place."
