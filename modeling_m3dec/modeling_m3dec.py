@@ -561,7 +561,8 @@ def _load_part(part: PreTrainedModel, source: str | os.PathLike | dict[str, Tens
             if os.path.isdir(source):
                 source = load_state_dict(os.path.join(source, "model.safetensors"))
             else:
-                source = type(part).from_pretrained(source, config=part.config).state_dict()
+                with init.no_init_weights():  # it would reset the batch norms' statistics, of pretrained weights too
+                    source = type(part).from_pretrained(source, config=part.config).state_dict()
         else:
             loader = AutoModel if name == "text_encoder" else type(part)
             loaded, report = loader.from_pretrained(

@@ -3,7 +3,7 @@
 import copy
 import re
 import socket
-from functools import cache
+from functools import cache, partial
 
 import pytest
 import timm
@@ -610,8 +610,8 @@ def parts_of(model):
     return model.model.vision_encoder.backbone, model.model.language_encoder
 
 
-@pytest.mark.parametrize("spelling", ["features", "classifier", "folder"])
-def test_a_timm_backbone_starts_from_its_weights_however_they_are_spelt(spelling, tmp_path, no_network):
+@pytest.mark.parametrize("spelling", ["features", "classifier", "folder", "name"])
+def test_a_timm_backbone_starts_from_its_weights_however_they_are_spelt(spelling, tmp_path, no_network, monkeypatch):
     options = {} if spelling == "classifier" else {"features_only": True, "out_indices": (2, 3, 4)}
     trained = timm.create_model("test_resnet", **options)
     for tensor in trained.state_dict().values():
@@ -622,6 +622,11 @@ def test_a_timm_backbone_starts_from_its_weights_however_they_are_spelt(spelling
         donor.load_state_dict({f"_backbone.{key}": tensor for key, tensor in source.items()})
         donor.save_pretrained(tmp_path)
         source = tmp_path
+    if spelling == "name":  # timm fetches nothing, but loads a file as it loads what it fetched
+        torch.save(source, tmp_path / "weights.pth")
+        overlay = {"file": str(tmp_path / "weights.pth"), "hf_hub_id": None, "url": ""}
+        monkeypatch.setattr(timm, "create_model", partial(timm.create_model, pretrained_cfg_overlay=overlay))
+        source = "test_resnet.r160_in1k"
     model = M3DecForImageSegmentation.from_pretrained_parts(tiny_config(), backbone=source)
     plain = {key.replace(".", "_"): tensor for key, tensor in trained.state_dict().items()}
     loaded = parts_of(model)[0].state_dict()
