@@ -2,6 +2,7 @@
 
 import json
 import logging
+import shutil
 
 import datasets
 import numpy as np
@@ -169,6 +170,21 @@ def test_a_prepared_table_of_wider_numbers_is_cast(streaming, prepared, tmp_path
     splits = load_referring_dataset("hub", name=tmp_path, streaming=streaming)
     assert splits["val"].features == REFERRING_FEATURES
     assert [row["bbox"] for row in splits["val"]] == [row["bbox"] for row in table]
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+@pytest.mark.parametrize("source", ["hub", "prepared"])
+def test_a_prepared_row_that_names_a_file_of_this_computer_opens_none(source, streaming, prepared, pictures, tmp_path):
+    table = datasets.load_dataset(str(prepared), split="val").cast_column("image", datasets.Image(decode=False))
+    rows = table.to_list()
+    rows[-1]["image"] = {"bytes": None, "path": str(next(pictures.iterdir()))}
+    shutil.copytree(prepared, tmp_path / "shards")
+    (shard,) = (tmp_path / "shards" / "data").iterdir()
+    datasets.Dataset.from_list(rows, features=table.features).to_parquet(shard)
+    where = {"hub": {"name": tmp_path / "shards"}, "prepared": {"root": tmp_path / "shards"}}[source]
+    with pytest.raises(ReferringDataError, match=r"hold their pictures, but one of .*shards"):
+        for row in load_referring_dataset(source, streaming=streaming, **where)["val"]:
+            row["image"].load()
 
 
 def test_unknown_columns_are_an_error_that_names_what_the_nearest_mirror_has(tmp_path):

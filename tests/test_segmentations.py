@@ -11,6 +11,7 @@ from referring_files import runs_of
 from test_plain_pickle import memory
 
 from m3dec.processing.referring_data import ReferringDataError, decode_mask
+from m3dec.processing.referring_data.schema import encode_mask
 from m3dec.processing.referring_data.segmentations import union_of_segmentations
 from m3dec.processing.referring_iou.run_lengths import decode_counts
 
@@ -156,6 +157,12 @@ def test_polygons_and_run_lengths_are_united_too(polygon, mask, packed):
     runs = runs_of(mask)
     crowd = {"size": [HEIGHT, WIDTH], "counts": written(runs) if packed else runs}
     np.testing.assert_array_equal(union([[polygon], crowd]), polygon_alone(polygon) | np.array(mask))
+
+
+@pytest.mark.parametrize("counts", ["", "0", "1", "\x7f", "9", "0j000", encode_mask(np.ones((4, 5), bool))["counts"]])
+def test_a_row_whose_runs_do_not_fill_its_mask_is_an_error_not_what_the_memory_held(counts):
+    with pytest.raises(ReferringDataError, match=r"fill its size, but .*\[4, 6\] \(height, width\).*again"):
+        decode_mask({"size": [4, 6], "counts": counts})
 
 
 def test_of_no_segmentations_the_mask_is_empty():

@@ -12,7 +12,7 @@ import datasets
 from .pictures import PictureFolder, check_picture_size, picture_size
 from .refer_files import row_without_image
 from .schema import REFERRING_FEATURES, ReferringDataError
-from .tables import READERS, digest_of, with_pictures
+from .tables import READERS, digest_of, with_pictures, with_pictures_inside
 
 SENTENCES_PER_REFERENCE = 1_000  # where a mirror numbers none: sent_id = 1000 ref_id + place
 
@@ -149,7 +149,8 @@ def _converted(mirror: Mirror, name, image_root, on_missing: str, table, split: 
                     f"{name}. The columns found are {', '.join(found)}. Is it a copy whose fields were renamed?"
                 )
         table = table.select_columns(list(REFERRING_FEATURES))
-        return table if table.features == REFERRING_FEATURES else table.cast(REFERRING_FEATURES)
+        table = table if table.features == REFERRING_FEATURES else table.cast(REFERRING_FEATURES)
+        return with_pictures_inside(table, str(name))
     if not mirror.has_images and image_root is None:
         raise ReferringDataError(
             f"{name} holds no pictures. Give image_root=…, the folder of COCO's train2014 (or train2017) pictures."
@@ -236,7 +237,7 @@ def _benchmark_rows(row: dict, number: int) -> Iterator[dict]:
         if isinstance(annotation["segmentation"], str):
             annotation["segmentation"] = _parsed(annotation, "segmentation", list | dict)
         image = {**row["image_info"], "id": annotation["image_id"]}
-        check_picture_size(_source(row["image"]), image["height"], image["width"], f"the picture of row {number}")
+        check_picture_size(row["image"]["bytes"], image["height"], image["width"], f"the picture of row {number}")
         # Its splits are of eleven official ones, named in full; the ref's own name is the short one.
         yield _row(ref["ref_id"], None, image, [annotation], _sentences(ref["sentences"]), row["image"])
 
@@ -295,12 +296,8 @@ def _row(ref_id, split, image: dict, annotations: list[dict], sentences: list[di
     return row
 
 
-def _source(picture: dict) -> str | bytes:
-    return picture["bytes"] or picture["path"]
-
-
 def _size_of(picture: dict, number: int) -> dict[str, int]:
-    height, width = picture_size(_source(picture), f"the picture of row {number}")
+    height, width = picture_size(picture["bytes"], f"the picture of row {number}")
     return {"height": height, "width": width}
 
 

@@ -24,6 +24,7 @@ from tqdm import tqdm
 from .pictures import check_picture_size
 from .sampling import references_by_image
 from .schema import REFERRING_FEATURES, ReferringDataError
+from .tables import with_pictures_inside
 
 MANIFEST = "prepared.json"
 ROW_GROUP_BYTES = 32 * 2**20  # of pictures; what a reader holds in memory at once
@@ -111,7 +112,8 @@ def read_prepared(root: str | Path, streaming: bool = False) -> datasets.Dataset
                     f"{path} has {expected} rows when it is whole, but {found} were found. Run prepare_data.py again "
                     "with the same arguments; it goes on where it stopped."
                 )
-    return datasets.load_dataset("parquet", data_files=files, features=REFERRING_FEATURES, streaming=streaming)
+    splits = datasets.load_dataset("parquet", data_files=files, features=REFERRING_FEATURES, streaming=streaming)
+    return type(splits)({split: with_pictures_inside(table, str(root)) for split, table in splits.items()})
 
 
 def digest_of_contents(table: datasets.Dataset) -> str:

@@ -1,8 +1,12 @@
 """One row per reference: the table every reader of this folder returns, whatever its files look like."""
 
+import math
+
 import datasets
 import numpy as np
 from pycocotools import mask as coco_mask
+
+from m3dec.processing.referring_iou.run_lengths import decode_counts
 
 REFERRING_FEATURES = datasets.Features(
     {
@@ -34,8 +38,18 @@ class ReferringDataError(ValueError):
 
 
 def decode_mask(mask: dict) -> np.ndarray:
-    """Unpack a row's `mask`, `{"size": [height, width], "counts": str}`, into a bool array (height, width)."""
-    return coco_mask.decode({"size": list(mask["size"]), "counts": mask["counts"]}).view(bool)
+    """Unpack a row's `mask`, `{"size": [height, width], "counts": str}`, into a bool array (height, width).
+
+    Raises:
+        ReferringDataError: the runs do not fill that size; pycocotools would show what the memory held before.
+    """
+    size, runs = mask["size"], decode_counts(mask["counts"])
+    if runs is None or (runs < 0).any() or runs.sum() != math.prod(size):
+        raise ReferringDataError(
+            f"The runs of a mask fill its size, but those of one do not, of {list(size)} (height, width): "
+            f"{mask['counts']!r:.80}. Prepare or fetch the data again."
+        )
+    return np.repeat(np.arange(len(runs)) % 2 == 1, runs).reshape(size[::-1]).T
 
 
 def encode_mask(mask: np.ndarray) -> dict:

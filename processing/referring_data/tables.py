@@ -66,6 +66,34 @@ def tables_by_split(
     return datasets.DatasetDict(splits)
 
 
+def with_pictures_inside(table: datasets.Dataset | datasets.IterableDataset, name: str):
+    """`table`, made sure of that its pictures stand in it: the path in a stranger's row may lead to any file here.
+
+    Raises:
+        ReferringDataError: a picture does not; of a stream, when its row comes.
+    """
+    if isinstance(table, datasets.IterableDataset):
+        rows = table.cast_column("image", datasets.Image(decode=False))
+        rows = rows.map(_check_pictures_inside, batched=True, batch_size=16, fn_kwargs={"name": name})
+        return rows.cast(table.features)
+    if pc.struct_field(table.data.column("image"), "bytes").null_count:
+        raise _picture_outside(name)
+    return table
+
+
+def _check_pictures_inside(batch: dict, name: str) -> dict:
+    if any(picture is None or picture["bytes"] is None for picture in batch["image"]):
+        raise _picture_outside(name)
+    return batch
+
+
+def _picture_outside(name: str) -> ReferringDataError:
+    return ReferringDataError(
+        f"Prepared rows hold their pictures, but one of {name} is empty or names a file, and such a path may lead "
+        "anywhere. Prepare the data again."
+    )
+
+
 def image_ids(table: datasets.Dataset) -> set[int]:
     """The numbers of the pictures of a table."""
     return set(table.select_columns("image_id").with_format("arrow")[:]["image_id"].to_pylist())
