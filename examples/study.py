@@ -13,10 +13,10 @@ figures of its last step, not of its best.
 import json
 import os
 import shlex
-import shutil
 import statistics
 import subprocess
 import sys
+import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,7 +27,7 @@ from tqdm import tqdm
 from transformers import HfArgumentParser
 
 from m3dec.examples.training_parts import read_data
-from m3dec.examples.training_recipe import RECIPES, parse_recipe, read_recipe
+from m3dec.examples.training_recipe import RECIPES, TrainingRecipe, parse_recipe, read_recipe
 from m3dec.examples.training_report import read_metrics
 
 
@@ -138,14 +138,13 @@ def main(arguments: list[str] | None = None):
     output = Path(study.output_dir)
     names = list(dict.fromkeys(name for key in study.tables for line in TABLES[key].lines.values() for name in line))
     runs = [(name, seed) for seed in study.seeds for name in names]
-    for name in names:
-        write_row_recipe(name, study.base, output / "recipes" / f"{name}.yaml")
     if any(flag.partition("=")[0] == "--seed" for flag in flags):
         raise SystemExit("A study trains with several seeds: give --seeds, not --seed.")
     try:
-        recipes = [parse_recipe([str(output / "recipes" / f"{name}.yaml"), *flags]) for name in names]
-        check_folders(runs, output, flags)
-    except ValueError as error:
+        made_by = {run: {"recipe": row_recipe(run[0], study.base), "flags": flags} for run in runs}
+        recipes = [parsed(by["recipe"], flags) for by in made_by.values()]
+        claim_folders(made_by, output)
+    except (ValueError, OSError) as error:
         raise SystemExit(str(error)) from error
     read_data(recipes[0])  # drawn and cached once for all
     bar = tqdm(total=len(runs), desc="runs")
@@ -171,22 +170,35 @@ def run_name(name: str, seed: int) -> str:
     return f"{name}-seed{seed}"
 
 
-def check_folders(runs: list[tuple[str, int]], output: Path, flags: list[str]) -> None:
-    """Raise ValueError where a run on disk is of another recipe or other flags: neither tables nor runs mix studies."""
-    for folder, expected in ((output / run_name(name, seed), made_by(name, output, flags)) for name, seed in runs):
+def claim_folders(made_by: dict[tuple[str, int], dict], output: Path) -> None:
+    """Write the recipe and the flags of each run into its folder, or raise ValueError where one is there by others:
+    neither tables nor runs mix studies."""
+    folders = {output / run_name(*run): by for run, by in made_by.items()}
+    for folder, expected in folders.items():
         path = folder / "made_by.json"
         if folder.exists() and (not path.exists() or json.loads(path.read_text(encoding="utf-8")) != expected):
             raise ValueError(
                 f"{folder} is of another recipe or other flags. Choose another --output_dir, or delete it."
             )
+    for folder, by in folders.items():
+        folder.mkdir(parents=True, exist_ok=True)
+        write_text(json.dumps(by, indent=2), folder / "made_by.json")
+        write_recipe(by["recipe"], folder / "row.yaml")
 
 
-def made_by(name: str, output: Path, flags: list[str]) -> dict:
-    recipe = (output / "recipes" / f"{name}.yaml").read_text(encoding="utf-8")
-    return {"recipe": yaml.safe_load(recipe), "flags": flags}
+def parsed(recipe: dict, flags: list[str]) -> TrainingRecipe:
+    """The recipe as train.py will read it, or its error before anything is trained."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "row.yaml"
+        write_recipe(recipe, path)
+        return parse_recipe([str(path), *flags])
 
 
-def write_row_recipe(name: str, base: str | None, path: Path) -> None:
+def write_recipe(recipe: dict, path: Path) -> None:
+    write_text(yaml.safe_dump(recipe, sort_keys=False, allow_unicode=True), path)
+
+
+def row_recipe(name: str, base: str | None) -> dict:
     """The whole recipe of a row: what it changes, over `base` or over what its own file is based on."""
     if name in OTHER_ROWS:
         under, changes = read_recipe(base or RECIPES / "refcoco_darknet53.yaml"), OTHER_ROWS[name]
@@ -197,8 +209,7 @@ def write_row_recipe(name: str, base: str | None, path: Path) -> None:
         changes = {key: value for key, value in changes.items() if key not in ("base", "output_dir")}
     recipe = {"checkpointing_steps": 500, **under, **changes}  # so that a study can go on
     recipe["model"] = {**under.get("model", {}), **changes.get("model", {})}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(yaml.safe_dump(recipe, sort_keys=False, allow_unicode=True), encoding="utf-8")
+    return recipe
 
 
 def train_row(name: str, seed: int, study: StudyArguments, flags: list[str]) -> bool:
@@ -206,28 +217,22 @@ def train_row(name: str, seed: int, study: StudyArguments, flags: list[str]) -> 
     output = Path(study.output_dir) / run_name(name, seed)
     if (output / "result.json").exists():
         return True
-    going_on = any(output.glob("checkpoints/step-????????"))
-    if not going_on:
-        shutil.rmtree(output, ignore_errors=True)
-    output.mkdir(parents=True, exist_ok=True)
-    write_json(made_by(name, Path(study.output_dir), flags), output / "made_by.json")
     launcher = shlex.split(study.launcher) or [sys.executable, "-m"]
-    recipe = Path(study.output_dir) / "recipes" / f"{name}.yaml"
-    command = [*launcher, "m3dec.examples.train", str(recipe), "--seed", str(seed), "--output_dir", str(output), *flags]
-    command += ["--resume_from_checkpoint", "newest"] if going_on else []
+    command = [*launcher, "m3dec.examples.train", str(output / "row.yaml"), *flags]
+    command += ["--seed", str(seed), "--output_dir", str(output), "--resume_from_checkpoint", "newest"]
     threads = str(max(1, (os.cpu_count() or 1) // study.at_once))
     with (output / "train.log").open("a", encoding="utf-8") as log:
         environment = {"OMP_NUM_THREADS": threads, **os.environ}
         ended = subprocess.run(command, stdout=log, stderr=subprocess.STDOUT, env=environment, check=False)
     if ended.returncode != 0:
         return False
-    write_json(evaluations(output)[-1], output / "result.json")
+    write_text(json.dumps(evaluations(output)[-1], indent=2), output / "result.json")
     return True
 
 
-def write_json(value: dict, path: Path) -> None:
+def write_text(text: str, path: Path) -> None:
     temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(value, indent=2), encoding="utf-8")
+    temporary.write_text(text, encoding="utf-8")
     temporary.rename(path)
 
 

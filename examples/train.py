@@ -26,6 +26,7 @@ import datasets
 import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedType, broadcast, broadcast_object_list, gather, set_seed
+from filelock import FileLock, Timeout
 from timm.layers import convert_sync_batchnorm
 from timm.utils import ModelEmaV3
 from torch import Tensor, nn
@@ -106,17 +107,30 @@ def main(arguments: list[str] | None = None):
             "--output_dir, or delete it."
         )
     accelerator = build_accelerator(recipe)
-    training = prepare(recipe, accelerator)
-    if recipe.resume_from_checkpoint:
-        resume(training)
-    repository = open_own_repository(recipe, accelerator) if recipe.push_to_hub else None
-    if training.accelerator.is_main_process:
-        output.mkdir(parents=True, exist_ok=True)
-        write_recipe(recipe, output / "recipe.yaml")
-    train(training)
-    if repository and accelerator.is_main_process:
-        push_best(recipe, repository, training.progress.step)
-    accelerator.end_training()
+    with alone_in(output) if accelerator.is_main_process else contextlib.nullcontext():
+        training = prepare(recipe, accelerator)
+        if recipe.resume_from_checkpoint:
+            resume(training)
+        repository = open_own_repository(recipe, accelerator) if recipe.push_to_hub else None
+        if accelerator.is_main_process:
+            write_recipe(recipe, output / "recipe.yaml")
+        train(training)
+        if repository and accelerator.is_main_process:
+            push_best(recipe, repository, training.progress.step)
+        accelerator.end_training()
+
+
+@contextlib.contextmanager
+def alone_in(folder: Path):
+    """Make `folder`, and end the program where another training writes there: it would delete this one's files."""
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        with FileLock(folder / ".lock", timeout=0):  # given back even by a process that is killed
+            yield
+    except Timeout as error:
+        raise SystemExit(
+            f"Another training is running in {folder}. Wait for it, or choose another --output_dir."
+        ) from error
 
 
 def open_own_repository(recipe: TrainingRecipe, accelerator: Accelerator) -> str:
@@ -195,18 +209,15 @@ def train_step(training: Training, window: list[dict]) -> dict[str, Tensor]:
     accelerator = training.accelerator
     expressions = torch.tensor(sum(len(batch["input_ids"]) for batch in window), device=accelerator.device)
     expressions = accelerator.reduce(expressions, "sum").item()
-    losses = {}
+    losses, seen = {}, []
     for number, batch in enumerate(window, start=1):
-        sent_ids = batch.pop("sent_ids")
+        sent_ids = batch.pop("sent_ids").tolist()
+        seen += sent_ids
         weight = len(batch["input_ids"]) * accelerator.num_processes / expressions  # gradients are averaged over them
         with contextlib.nullcontext() if number == len(window) else accelerator.no_sync(training.wrapped):
             outputs = training.wrapped(**batch)
             if not torch.isfinite(outputs.loss):
-                raise FloatingPointError(
-                    f"The loss is {outputs.loss.item()} for the sentences {sent_ids.tolist()} (sent_id) of one batch "
-                    f"of step {training.progress.step + 1}. The last checkpoint is untouched: look at these, or go "
-                    "on from it, or from the one before, with a lower --learning_rate."
-                )
+                raise FloatingPointError(not_finite(f"loss is {outputs.loss.item()}", sent_ids, training))
             accelerator.backward(weight * outputs.loss)  # Eq. 5
         for name in ("loss", "mask_loss", "reconstruction_loss"):
             if outputs.get(name) is not None:
@@ -214,14 +225,22 @@ def train_step(training: Training, window: list[dict]) -> dict[str, Tensor]:
     logged = (training.progress.step + 1) % training.recipe.logging_steps == 0
     if logged and training.model.language_reconstruction is not None:
         losses["reconstruction_spread"] = reconstruction_spread(training.model, outputs, batch["attention_mask"])
-    if training.recipe.max_grad_norm:
-        accelerator.clip_grad_norm_(training.model.parameters(), training.recipe.max_grad_norm)
+    norm = accelerator.clip_grad_norm_(training.model.parameters(), training.recipe.max_grad_norm or math.inf)
+    if accelerator.scaler is None and not torch.isfinite(norm):  # fp16's scaler leaves such a step out by itself
+        raise FloatingPointError(not_finite(f"gradient's norm is {norm.item()}", seen, training))
     training.optimizer.step()
     training.optimizer.zero_grad()
     training.schedule.step()
     if training.average is not None:
         training.average.update(training.model, step=training.progress.step + 1)
     return losses
+
+
+def not_finite(what: str, sent_ids: list[int], training: Training) -> str:
+    return (
+        f"The {what} for the sentences {sent_ids} (sent_id) of step {training.progress.step + 1}. The last checkpoint "
+        "is untouched: look at these, or go on from it, or from the one before, with a lower --learning_rate."
+    )
 
 
 @torch.no_grad()
@@ -321,12 +340,12 @@ def evaluate_and_save(training: Training, losses: dict[str, Tensor]) -> None:
     progress.best = max(progress.best, figures["all"]["miou"])
     peaks, chance = warn_if_blind(training, results)
     heard = {} if math.isnan(peaks) else {"peak_in_target": peaks, "blind_chance": chance}
-    record(training, loss=loss, figures=figures, **heard)
     if training.accelerator.is_main_process:
         tqdm.write(f"step {progress.step}, {progress.minutes:.1f} min, loss {loss:.4f}\n{table(figures)}")
         save(training, figures, output / "last")
         if improved:
             save(training, figures, output / "best")
+        record(training, loss=loss, figures=figures, **heard)  # when it is saved: `resume` believes it
         draw_curves(output / "metrics.jsonl", output / "curves.png")
         draw_samples(training.evaluated, training.processor, training.held_out, output / "samples.png")
     training.accelerator.wait_for_everyone()
@@ -410,7 +429,7 @@ def save(training: Training, figures: dict, folder: Path) -> None:
 def save_checkpoint(training: Training) -> None:
     """Everything that `resume` needs to go on as if nothing had happened."""
     state = {name: part.state_dict() for name, part in stateful(training).items()}
-    state["progress"] = dataclasses.asdict(training.progress)
+    state["progress"], state["settings"] = dataclasses.asdict(training.progress), lasting_settings(training)
     # Dropout's random numbers, and each process's own batch norms.
     process = {"rng": torch.get_rng_state(), "buffers": dict(training.model.named_buffers())}
     if torch.cuda.is_available():
@@ -420,7 +439,8 @@ def save_checkpoint(training: Training) -> None:
 
 
 def resume(training: Training) -> None:
-    """Go on from a checkpoint, and forget figures of later steps, which will be measured again."""
+    """Go on from a checkpoint, and forget figures of later steps, which will be measured again; but best/, which may be
+    of a later step, stays until one is better."""
     output, wanted = Path(training.recipe.output_dir), training.recipe.resume_from_checkpoint
     path = newest_checkpoint(output / "checkpoints") if wanted == "newest" else Path(wanted)
     if path is None:
@@ -431,7 +451,12 @@ def resume(training: Training) -> None:
     metrics = output / "metrics.jsonl"
     if training.accelerator.is_main_process and metrics.exists():
         lines = metrics.read_text(encoding="utf-8").splitlines(keepends=True)
-        kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= training.progress.step]
+        lines = [(line, json.loads(line)) for line in lines if line.endswith("\n")]
+        best = max((fields["figures"]["all"]["miou"] for _, fields in lines if "figures" in fields), default=-1.0)
+        if best > training.progress.best:
+            print(f"best/ stays the model of a later step, of mIoU {best:.4f}, until one is better")
+            training.progress.best = best
+        kept = [line for line, fields in lines if fields["step"] <= training.progress.step]
         metrics.with_suffix(".tmp").write_text("".join(kept), encoding="utf-8")
         metrics.with_suffix(".tmp").rename(metrics)
 
@@ -443,8 +468,13 @@ def load_checkpoint(training: Training, path: Path) -> None:
     except (ValueError, OSError) as error:
         raise SystemExit(str(error)) from error
     parts, schedule, groups = stateful(training), training.schedule, training.optimizer.param_groups
-    if missing := sorted(parts.keys() - state.keys()):
-        raise SystemExit(f"{path} lacks {', '.join(missing)}. A training goes on with the recipe it was started by.")
+    found, expected = state.get("settings"), lasting_settings(training)
+    if found != expected or parts.keys() | {"progress", "settings"} != state.keys():
+        raise SystemExit(
+            f"A training goes on with the recipe it was started by, but {path} has {', '.join(sorted(state))} of "
+            f"{found}, and this recipe {', '.join(sorted(parts))} of {expected}. Learning rates, decay, lengths and "
+            "intervals may change."
+        )
     settings = [{name: group[name] for name in ("initial_lr", "weight_decay")} for group in groups]
     for name, part in parts.items():
         part.load_state_dict(state[name])
@@ -458,6 +488,13 @@ def load_checkpoint(training: Training, path: Path) -> None:
     if "cuda_rng" in process and torch.cuda.is_available():
         torch.cuda.set_rng_state(process["cuda_rng"])
     training.progress = Progress(**state["progress"])
+
+
+def lasting_settings(training: Training) -> dict:
+    """What must be the same when a training goes on: with another, the state would fit and mean something else."""
+    names = ("seed", "optimizer", "sentences", "expressions_per_image")
+    settings = {name: getattr(training.recipe, name) for name in names}
+    return settings | {"images_per_step": training.step_size, "steps_per_epoch": training.steps_per_epoch}
 
 
 def stateful(training: Training) -> dict:

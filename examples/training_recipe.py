@@ -157,38 +157,50 @@ class TrainingRecipe(DataArguments):
                 f"least 2, but it is {self.expressions_per_image}."
             )
         for name in (
+            "num_train_epochs",
+            "max_train_steps",
             "per_device_train_batch_size",
+            "global_batch_size",
             "per_device_eval_batch_size",
             "expressions_per_image",
             "gradient_accumulation_steps",
             "logging_steps",
+            "eval_steps",
+            "eval_images",
+            "checkpointing_steps",
             "checkpoints_total_limit",
         ):
-            if getattr(self, name) < 1:
+            if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise ValueError(f"{name} is at least 1, but it is {getattr(self, name)}.")
         if self.ema_decay is not None and not 0 < self.ema_decay < 1:
             raise ValueError(f"ema_decay is between 0 and 1, such as 0.999, but it is {self.ema_decay}.")
 
 
-def read_recipe(path: str | Path) -> dict[str, Any]:
-    """The fields of a recipe file, its `base` filled in below it.
+def read_recipe(path: str | Path, above: tuple[Path, ...] = ()) -> dict[str, Any]:
+    """The fields of a recipe file, its `base` filled in below it. `above` are the recipes that it is the base of.
 
     Raises:
-        ValueError: the file is no YAML, or holds a key that is no field of `TrainingRecipe`.
+        ValueError: the file is no YAML of fields, or holds a key that is no field of `TrainingRecipe`, or is its own
+            base.
     """
-    path = Path(path)
+    path = Path(path).resolve()
+    if path in above:
+        raise ValueError(f"{path} is its own base. Name another, or none.")
     try:
         recipe = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
     except yaml.YAMLError as error:
         raise ValueError(f"{path} is no YAML: {error}") from error
-    base = read_recipe(path.parent / recipe.pop("base")) if "base" in recipe else {}
+    if not isinstance(recipe, dict):
+        raise ValueError(f"A recipe has lines like `learning_rate: 1e-4`, but {path} holds {recipe!r:.80}.")
+    below = recipe.pop("base", None)
+    base = read_recipe(path.parent / below, (*above, path)) if below else {}
     known = {entry.name for entry in dataclasses.fields(TrainingRecipe)}
     unknown = sorted(set(recipe) - known)
     if unknown:
         raise ValueError(
             f"{path} has keys that no recipe has: {', '.join(unknown)}. Known are {', '.join(sorted(known))}."
         )
-    return {**base, **recipe, "model": {**base.get("model", {}), **recipe.get("model", {})}}
+    return {**base, **recipe, "model": {**base.get("model", {}), **(recipe.get("model") or {})}}
 
 
 def write_recipe(recipe: TrainingRecipe, path: Path) -> None:
@@ -201,12 +213,14 @@ def parse_recipe(arguments: list[str] | None = None) -> TrainingRecipe:
     """`[RECIPE.yaml] [--flag value …] [--model.field value …]`: the file first, flags over it."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     given = read_recipe(arguments.pop(0)) if arguments and not arguments[0].startswith("-") else {}
-    model, scenes, mix = given.pop("model", {}), given.pop("scenes", None), given.pop("mix", [])
+    model, scenes, mix = given.pop("model", {}), given.pop("scenes", None), given.pop("mix", None) or []
 
     parser = HfArgumentParser(
         TrainingRecipe, allow_abbrev=False, formatter_class=argparse.ArgumentDefaultsHelpFormatter
     )
-    parser.set_defaults(**given)
+    # As text, which argparse turns into the field's type, or refuses, such as half an epoch.
+    given = {name: str(value) if type(value) in (int, float) else value for name, value in given.items()}
+    parser.set_defaults(**{name: value for name, value in given.items() if value is not None})
     recipe, rest = parser.parse_args_into_dataclasses(arguments, return_remaining_strings=True)
     recipe.model, recipe.scenes, recipe.mix = model, scenes, mix
     known = {entry.name for entry in dataclasses.fields(DataArguments)}

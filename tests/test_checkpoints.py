@@ -197,6 +197,58 @@ def test_a_loss_that_is_not_finite_stops_the_process_names_step_and_sentences_an
     assert digest(halfway) == digest(small.parent / "small")
 
 
+def test_a_gradient_that_is_not_finite_stops_before_it_reaches_the_weights_of_a_checkpoint(small, halfway, monkeypatch):
+    before, backward = contents(halfway / "checkpoints"), Accelerator.backward
+
+    def overflowing(accelerator, loss):
+        backward(accelerator, loss)
+        accelerator._models[0].mask_decoder.last_convolution.weight.grad[:] = torch.inf
+
+    monkeypatch.setattr(Accelerator, "backward", overflowing)
+    flags = ["--resume_from_checkpoint", "newest", "--checkpointing_steps", "1", "--max_grad_norm", "0"]
+    with pytest.raises(
+        FloatingPointError, match=r"gradient's norm is inf for the sentences \[\d+.*of step 5\. The last"
+    ):
+        train.main([str(small), "--output_dir", str(halfway), *flags])
+    assert contents(halfway / "checkpoints") == before
+
+
+@pytest.mark.parametrize("later", [0.6, 0.8])
+def test_the_best_model_stays_until_one_is_better_though_the_training_goes_on_from_before_it(
+    later, small, tmp_path, monkeypatch
+):
+    scores, by_kind = iter([0.1, 0.7, later, later]), train.by_kind
+
+    def scored(results):
+        figures = by_kind(results)
+        return {**figures, "all": {**figures["all"], "miou": next(scores)}}
+
+    monkeypatch.setattr(train, "by_kind", scored)
+    flags = ["--output_dir", str(tmp_path), "--eval_steps", "2", "--checkpointing_steps", "3"]
+    train.main([str(small), *flags, "--max_train_steps", "4"])  # a checkpoint of step 3, the best of step 4
+    best = contents(tmp_path / "best")
+    train.main([str(small), *flags, "--max_train_steps", "6", "--resume_from_checkpoint", "newest"])
+    assert (contents(tmp_path / "best") == best) == (later == 0.6)
+
+
+def test_a_training_does_not_go_on_with_what_would_make_its_state_mean_something_else(small, halfway):
+    before = contents(halfway)
+    others = {"seed": "4", "optimizer": "adam", "ema_decay": "0.9", "per_device_train_batch_size": "1"}
+    for name, other in others.items():
+        flags = ["--output_dir", str(halfway), "--resume_from_checkpoint", "newest", f"--{name}", other]
+        with pytest.raises(SystemExit, match=r"(?s)goes on with the recipe it was started by, but .*Learning rates"):
+            train.main([str(small), *flags])
+    assert contents(halfway) == before
+
+
+def test_two_trainings_do_not_write_into_one_folder(small, halfway):
+    before = contents(halfway)
+    flags = ["--output_dir", str(halfway), "--resume_from_checkpoint", "newest"]
+    with train.alone_in(halfway), pytest.raises(SystemExit, match=r"Another training is running in .*run\. Wait"):
+        train.main([str(small), *flags])
+    assert contents(halfway) == before
+
+
 def test_a_file_that_cannot_grow_stops_the_process_with_a_named_error_and_the_checkpoint_before_is_whole(
     small, halfway
 ):

@@ -55,7 +55,8 @@ def test_tables_stand_in_the_papers_form_beside_the_papers_figures(run, tmp_path
 def test_a_row_is_its_recipe_over_the_base_of_the_users_choice(run, tmp_path):
     (tmp_path / "base.yaml").write_text(yaml.safe_dump({"seed": 7, "model": {"hidden_size": 16}}))
     run("--tables", "2", "blind", "--base", str(tmp_path / "base.yaml"), "--expressions_per_image", "3")
-    rows = {path.stem: yaml.safe_load(path.read_text()) for path in (tmp_path / "study" / "recipes").iterdir()}
+    paths = (tmp_path / "study").glob("*-seed1/row.yaml")
+    rows = {path.parent.name.removesuffix("-seed1"): yaml.safe_load(path.read_text()) for path in paths}
     under = {"seed": 7, "checkpointing_steps": 500}  # the latter so that it can go on
     assert rows["ours"] == {**under, "model": {"hidden_size": 16}}
     assert rows["blind"] == {**under, "shuffle_expressions": True, "model": {"hidden_size": 16}}
@@ -80,6 +81,23 @@ def test_results_of_other_flags_or_another_base_are_not_mixed_in(run, tmp_path):
     run("--tables", "3", "--max_train_steps", "10")
     with pytest.raises(SystemExit, match="another recipe or other flags"):
         run("--tables", "3")
+
+
+def test_a_study_that_is_refused_changes_nothing_of_the_one_that_is_there(run, tmp_path):
+    run("--tables", "3", "--max_train_steps", "10")
+    before = {path: path.read_bytes() for path in (tmp_path / "study").rglob("*") if path.is_file()}
+    (tmp_path / "base.yaml").write_text(yaml.safe_dump({"learning_rate": 0.5}))
+    with pytest.raises(SystemExit, match="another recipe or other flags"):
+        run("--tables", "2", "3", "--base", str(tmp_path / "base.yaml"), "--max_train_steps", "10")
+    assert {path: path.read_bytes() for path in (tmp_path / "study").rglob("*") if path.is_file()} == before
+
+
+def test_the_rows_are_claimed_before_the_first_is_trained(run, tmp_path, monkeypatch):
+    rows = []
+    monkeypatch.setattr(study, "train_row", lambda *row: rows.append(sorted(tmp_path.glob("study/*/row.yaml"))))
+    with pytest.raises(SystemExit, match="Without a result"):
+        run("--tables", "3")
+    assert [len(found) for found in rows] == [6] * 6
 
 
 def test_a_run_that_was_begun_with_other_flags_is_not_gone_on_with(run, tmp_path, monkeypatch):

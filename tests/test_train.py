@@ -231,6 +231,8 @@ def test_scenes_of_another_seed_are_refused(recipe, tmp_path):
         (["--model.num_layers", "4"], "but the recipe has num_layers"),
         (["--logging_steps", "0"], "logging_steps is at least 1, but it is 0"),
         (["--per_device_train_batch_size", "0"], "per_device_train_batch_size is at least 1"),
+        (["--max_train_steps", "0"], "max_train_steps is at least 1"),
+        (["--global_batch_size", "-4"], "global_batch_size is at least 1"),
     ],
 )
 def test_a_setting_that_does_nothing_or_cannot_be_is_refused(flags, message, recipe):
@@ -242,6 +244,33 @@ def test_a_recipe_that_is_no_yaml_is_named(tmp_path):
     (tmp_path / "recipe.yaml").write_text("model: {image_size: 64")
     with pytest.raises(SystemExit, match=r"recipe\.yaml is no YAML: "):
         train.main([str(tmp_path / "recipe.yaml")])
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("num_train_epochs: 0.5", "num-train-epochs: invalid int value: '0.5'"),
+        ("max_train_steps: 5.0", "max-train-steps: invalid int value: '5.0'"),
+        ("learning_rate: fast", "learning-rate: invalid float value: 'fast'"),
+        ("base: recipe.yaml", "is its own base"),
+        ("[1, 2]", "A recipe has lines like"),
+    ],
+)
+def test_a_value_that_a_recipe_cannot_have_is_named_before_anything_is_trained(text, message, tmp_path, capsys):
+    (tmp_path / "recipe.yaml").write_text(text)
+    with pytest.raises(SystemExit) as ended:
+        train.main([str(tmp_path / "recipe.yaml")])
+    assert message in str(ended.value) + capsys.readouterr().err
+
+
+def test_a_field_without_a_value_has_its_default_and_a_number_its_fields_type(tmp_path):
+    (tmp_path / "recipe.yaml").write_text(
+        "model:\nmix:\nbase:\nnum_train_epochs:\nlearning_rate: 1\nweight_decay: 1e-3"
+    )
+    recipe = parse_recipe([str(tmp_path / "recipe.yaml")])
+    default = TrainingRecipe()
+    assert (recipe.model, recipe.mix, recipe.num_train_epochs) == ({}, [], default.num_train_epochs)
+    assert [type(value) for value in (recipe.learning_rate, recipe.weight_decay)] == [float, float]
 
 
 def training_on_cars(word_vectors: str | None) -> tuple[M3DecForImageSegmentation, M3DecProcessor]:
