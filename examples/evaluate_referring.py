@@ -40,6 +40,7 @@ from m3dec.processing.referring_data.sampling import references_by_image, usable
 from m3dec.processing.referring_data.schema import decode_mask, encode_mask
 from m3dec.processing.referring_iou.score import pixel_counts
 
+DEFAULT_THRESHOLD = 0.5
 EXPRESSIONS_AT_ONCE = 32  # in the mask decoder, where each takes some 100 MB at the paper's size
 
 
@@ -52,8 +53,10 @@ class EvaluationArguments:
     compare: list[str] | None = field(
         default=None, metadata={"help": "Instead of --model: two of the same kind, on the same expressions."}
     )
-    split: str = field(default="val", metadata={"help": "val, test, testA, …"})
-    threshold: float = field(default=0.5, metadata={"help": "Of the probability; VLT reported at 0.35."})
+    split: str | None = field(default=None, metadata={"help": "val, test, testA, … None: that of rows given, or val."})
+    threshold: float | None = field(
+        default=None, metadata={"help": "Of the probability; VLT reported at 0.35. None: that of rows given, or 0.5."}
+    )
     per_device_eval_batch_size: int = field(
         default=8, metadata={"help": "Images at once; each with all its sentences."}
     )
@@ -75,6 +78,8 @@ class EvaluationArguments:
             raise SystemExit("--rows are one model's. Write them with --model first, then give the files to --compare.")
         if self.rows and not self.rows.endswith(".parquet"):
             raise SystemExit(f"--rows writes a Parquet file, but {self.rows} does not end in .parquet. Name it so.")
+        if self.threshold is not None and not 0 < self.threshold < 1:
+            raise SystemExit(f"--threshold is between 0 and 1, such as 0.5, but it is {self.threshold}.")
         if self.confidence is not None and not 0 < self.confidence < 1:
             raise SystemExit(f"--confidence is between 0 and 1, such as 0.95, but it is {self.confidence}.")
 
@@ -87,6 +92,9 @@ def main(command_line: list[str] | None = None):
     accelerator = Accelerator(cpu=not torch.accelerator.is_available())  # else processes on CPUs ignore one another
     names, split = arguments.compare or [arguments.model], None
     sources = [or_exit(rows_or_model, name, arguments, accelerator) for name in names]  # all, before the first answers
+    made = next((source for name, source in zip(names, sources, strict=True) if is_rows(name)), None)
+    arguments.split = arguments.split or (made.split if made else "val")
+    arguments.threshold = arguments.threshold or DEFAULT_THRESHOLD
     if arguments.page or not all(is_rows(name) for name in names):
         split = load_split(data, arguments.split, accelerator)
     runs = [
@@ -136,16 +144,18 @@ def rows_or_model(name: str, arguments: EvaluationArguments, accelerator):
     """An earlier run's rows, or a model and its processor.
 
     Raises:
-        ValueError, OSError: there is no such model, the rows cannot be read, or they are of another threshold than the
-            one that was asked for or that a model beside them will answer with.
+        ValueError, OSError: there is no such model, the rows cannot be read, or they are of another split or threshold
+            than was asked for, or of another threshold than a model beside them will answer with.
     """
     if not is_rows(name):
         model = M3DecForImageSegmentation.from_pretrained(name).to(accelerator.device)
         return model, M3DecProcessor.from_pretrained(name)
     run = read_rows(name)
-    given = arguments.threshold != EvaluationArguments.threshold
+    if arguments.split not in (None, run.split):
+        raise ValueError(f"{name} was made on {run.split}, so it says nothing about {arguments.split}. Give the model.")
     beside_a_model = not all(is_rows(other) for other in arguments.compare or [name])
-    if (given or beside_a_model) and arguments.threshold != run.threshold:
+    threshold = arguments.threshold or (DEFAULT_THRESHOLD if beside_a_model else run.threshold)
+    if threshold != run.threshold:
         raise ValueError(
             f"{name} was made with threshold {run.threshold}, and only the model can answer with another: give "
             f"--threshold {run.threshold}, or the model in its place."
@@ -214,7 +224,7 @@ def evaluate(
     dataset: datasets.Dataset,
     accelerator: Accelerator,
     images_at_once: int = 8,
-    threshold: float = 0.5,
+    threshold: float = DEFAULT_THRESHOLD,
     keep_masks: bool = False,
 ) -> list[ExpressionResult]:
     """Ask `model` every sentence of `dataset` (rows of `REFERRING_FEATURES`), each image encoded once.

@@ -145,7 +145,11 @@ def write_part(path: Path, source, shard: "Shard", segmenter, batch_size: int, p
         pq.write_table(pa.concat_tables(tables), file, compression="zstd")
         file.flush()
         os.fsync(file.fileno())
-    temporary.replace(path)
+    try:
+        temporary.replace(path)
+    except FileNotFoundError:
+        if not path.exists():  # where it does, that process was done with it first, and cleared ours away
+            raise
     for left in path.parent.glob(f".{path.stem}-*.tmp"):  # by a process that was killed
         left.unlink(missing_ok=True)
 

@@ -606,6 +606,12 @@ def test_the_program_writes_its_figures_with_every_table(tiny, data, tmp_path, m
 
     run_program(monkeypatch, "--compare", tmp_path / "a.parquet", tmp_path / "a.parquet")  # needs no data
     assert capsys.readouterr().out.count("undecided") == 7
+    run_program(monkeypatch, "--model", tmp_path / "a.parquet")
+    assert "val, threshold 0.35" in capsys.readouterr().out
+    with pytest.raises(SystemExit, match=r"made with threshold 0.35.* give --threshold 0.35"):
+        run_program(monkeypatch, "--model", tmp_path / "a.parquet", "--threshold", "0.5")
+    with pytest.raises(SystemExit, match=r"a.parquet was made on val, so it says nothing about testB"):
+        run_program(monkeypatch, "--model", tmp_path / "a.parquet", "--split", "testB")
     monkeypatch.setattr(evaluate_referring, "evaluate", pytest.fail)  # refused before a model is measured
     with pytest.raises(SystemExit, match=r"made with threshold 0.35.* give --threshold 0.35"):
         run_program(monkeypatch, "--compare", tiny, tmp_path / "a.parquet", "--data_root", data)
@@ -623,6 +629,7 @@ def test_the_program_writes_its_figures_with_every_table(tiny, data, tmp_path, m
         ("--compare a b --rows c.parquet", "one model's"),
         ("--model a --rows rows.csv", "rows.csv does not end in .parquet"),
         ("--model a --confidence 95", "between 0 and 1"),
+        ("--model a --threshold 1.5", "between 0 and 1"),
         ("--model missing.parquet", "missing.parquet"),
     ],
 )

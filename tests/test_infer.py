@@ -288,6 +288,18 @@ def test_two_ranks_together_give_what_one_gives(folder, whole, tmp_path):
 
 
 @pytest.mark.slow
+def test_of_two_processes_at_one_part_the_slower_one_goes_on(folder, whole, tmp_path, monkeypatch):
+    fsync = os.fsync
+
+    def overtaken(descriptor):
+        monkeypatch.setattr(os, "fsync", fsync)
+        infer_pictures(folder, tmp_path / "out")  # writes this part, and clears what was left of it
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", overtaken)
+    assert contents(infer_pictures(folder, tmp_path / "out")) == contents(whole)
+
+
 def test_torchrun_deals_out_the_parts(folder, whole, tmp_path):
     launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")
     command = [flag for flag in flags(folder, tmp_path / "out") if flag not in RANK_0_OF_1]
