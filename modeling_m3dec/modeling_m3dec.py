@@ -102,6 +102,19 @@ class M3DecPreTrainedModel(PreTrainedModel):
     supports_gradient_checkpointing = True
     _no_split_modules = ["TransformerEncoderLayer", "DecoderLayer", "MaskDecoder"]  # noqa: RUF012
     _supports_sdpa = True
+    fused = False  # by fuse_for_inference
+
+    def save_pretrained(self, *args, **kwargs) -> None:
+        """Like `PreTrainedModel.save_pretrained`, but a fused model refuses: its config describes another network."""
+        if self.fused:
+            raise ValueError("A fused model cannot be saved: its batch norms are gone. Save it before fusing.")
+        super().save_pretrained(*args, **kwargs)
+
+    def train(self, mode: bool = True):
+        """Like `nn.Module.train`, but a fused model refuses to leave eval."""
+        if mode and self.fused:
+            raise ValueError("A fused model cannot be trained: its batch norms are gone. Load the model again.")
+        return super().train(mode)
 
     @classmethod
     def from_pretrained(cls, *args, **kwargs):
@@ -325,8 +338,6 @@ class M3DecModel(M3DecPreTrainedModel):
 class M3DecForImageSegmentation(M3DecPreTrainedModel):
     """M3Dec with its mask decoder and its loss: an image and an expression to a mask."""
 
-    fused = False  # by fuse_for_inference
-
     def __init__(self, config: M3DecConfig):
         super().__init__(config)
         self.model = M3DecModel(config)
@@ -382,23 +393,11 @@ class M3DecForImageSegmentation(M3DecPreTrainedModel):
         if self.training:
             raise ValueError("Only a model in eval mode can be fused, but this one is in training. Call eval() first.")
         if not self.fused:
-            self.model.vision_encoder.fuse()
+            self.model.vision_encoder.fuse(self.config.image_size)
             self.mask_decoder.fuse()
             self.to(memory_format=torch.channels_last)
-            self.fused = True
+            self.fused = self.model.fused = True
         return self
-
-    def train(self, mode: bool = True) -> "M3DecForImageSegmentation":
-        """Like `nn.Module.train`, but a fused model refuses to leave eval."""
-        if mode and self.fused:
-            raise ValueError("A fused model cannot be trained: its batch norms are gone. Load the model again.")
-        return super().train(mode)
-
-    def save_pretrained(self, *args, **kwargs) -> None:
-        """Like `PreTrainedModel.save_pretrained`, but a fused model refuses: its config describes another network."""
-        if self.fused:
-            raise ValueError("A fused model cannot be saved: its batch norms are gone. Save it before fusing.")
-        super().save_pretrained(*args, **kwargs)
 
     @can_return_tuple
     def forward(

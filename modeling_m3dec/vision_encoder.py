@@ -88,15 +88,28 @@ class VisionEncoder(nn.Module):
         fused = self.fusion_norm(self.fusion(torch.cat(maps, dim=1))).relu()  # (B, C, g, g)
         return fused.flatten(2).mT  # (B, P, C)  F_vis
 
-    def fuse(self) -> None:
+    def fuse(self, image_size: int) -> None:
         """Fold batch norms into the convolutions for good: the same features in eval, up to rounding.
 
-        A norm belongs to the convolution listed just before it in the same module, as timm and transformers list them;
-        any other stays as it is.
+        A norm belongs to the convolution listed just before it in the same module, as timm and transformers list them,
+        if a run on one image of `image_size` shows that it gets what that one gives; any other stays as it is.
         """
+        made_by, convolution_of = {}, {}  # a convolution's output → it; a norm → what made its input
+
+        def note(layer: nn.Module, inputs: tuple[Tensor], output: Tensor) -> None:
+            if isinstance(layer, nn.Conv2d):
+                made_by[output] = layer
+            else:
+                convolution_of[layer] = made_by.get(inputs[0])
+
+        layers = [module for module in self.modules() if isinstance(module, nn.Conv2d | nn.BatchNorm2d)]
+        hooks = [layer.register_forward_hook(note) for layer in layers]
+        self(self.fusion.weight.new_zeros(1, 3, image_size, image_size))
+        for hook in hooks:
+            hook.remove()
         for module in list(self.modules()):
             for (name, layer), (norm_name, norm) in pairwise(list(module.named_children())):
-                if isinstance(layer, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d):
+                if isinstance(layer, nn.Conv2d) and convolution_of.get(norm) is layer:
                     setattr(module, name, fuse_conv_bn_eval(layer, norm))
                     setattr(module, norm_name, nn.Sequential(*norm.children()))  # timm's hold their activation
 
