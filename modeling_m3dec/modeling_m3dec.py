@@ -54,7 +54,8 @@ class M3DecModelOutput(ModelOutput):
         sentence_features: F_t', (N, 1, C).
         hidden_states: F_dec of each decoder layer, (N, T, C) each; on request.
         attentions: self-attention weights of each decoder layer, (N, heads, T, T); on request.
-        cross_attentions: cross-attention weights of each decoder layer, (N, heads, T, T); on request.
+        cross_attentions: cross-attention weights of each decoder layer, (N, heads, T, T), or (N, heads, T, P) where the
+            mutual attention is VAL only; on request.
         mutual_attentions: A_mut of each decoder layer before any softmax, (N, T, P); on request.
     """
 
@@ -301,6 +302,11 @@ class M3DecModel(M3DecPreTrainedModel):
         """(N, T) bool, True on words. Refuses what the model would answer with nonsense."""
         if input_ids is None:
             raise ValueError("The expression is half of the input, but input_ids is None. M3DecProcessor makes it.")
+        if input_ids.ndim != 2 or 0 in input_ids.shape or input_ids.is_floating_point():
+            raise ValueError(
+                f"input_ids must be (N, T) whole numbers, at least one expression of one word, but they are "
+                f"{tuple(input_ids.shape)} of {input_ids.dtype}. M3DecProcessor makes them."
+            )
         if attention_mask is None:
             attention_mask = torch.ones_like(input_ids)
         if attention_mask.shape != input_ids.shape:
@@ -514,6 +520,10 @@ def masks_at(labels: Tensor, logits: Tensor) -> Tensor:
             f"labels must be (N, H, W) with one mask for each of the {len(logits)} expressions, but they are "
             f"{tuple(labels.shape)}. Give an image's masks once for each of its expressions."
         )
+    if not torch.compiler.is_compiling() and labels.max() > 1:
+        raise ValueError(
+            f"labels are 1 on the object and 0 elsewhere, but the largest is {labels.max()}. Divide them by it."
+        )
     covered = F.interpolate(labels[:, None].float(), size=logits.shape[-2:], mode="area").squeeze(1)
     return (covered >= 0.5).to(logits.dtype)
 
@@ -539,10 +549,10 @@ def _images_of_expressions(image_features: Tensor, image_index: Tensor | None, n
                 "each expression is about."
             )
         return image_features.expand(num_expressions, -1, -1)
-    if image_index.shape != (num_expressions,):
+    if image_index.shape != (num_expressions,) or image_index.dtype not in (torch.int64, torch.int32):
         raise ValueError(
-            f"image_index must hold one number for each of the {num_expressions} expressions, but it is "
-            f"{tuple(image_index.shape)}. Give the row of pixel_values that each is about."
+            f"image_index must hold one whole number for each of the {num_expressions} expressions, but it is "
+            f"{tuple(image_index.shape)} of {image_index.dtype}. Give the row of pixel_values that each is about."
         )
     if not torch.compiler.is_compiling() and (image_index.min() < 0 or image_index.max() >= num_images):
         raise ValueError(

@@ -72,7 +72,7 @@ class VisionEncoder(nn.Module):
             ValueError: the images are not square, or S is no multiple of 32, or the backbone has other strides.
         """
         height, width = pixel_values.shape[-2:]
-        if pixel_values.ndim != 4 or height != width or height % 32 or height == 0:
+        if pixel_values.ndim != 4 or pixel_values.shape[1] != 3 or height != width or height % 32 or height == 0:
             raise ValueError(
                 "pixel_values must be (B, 3, S, S), square with a side S that is a multiple of 32, but they are "
                 f"{tuple(pixel_values.shape)}. M3DecImageProcessor makes such squares; its size says which."

@@ -57,14 +57,14 @@ class M3DecImageProcessor(TorchvisionBackend):
 
         Raises:
             ValueError: an image cannot be read, a mask is not binary, or this call asks for another frame than
-                post-processing will undo: see `check_letterbox`.
+                post-processing will undo: see `check_frame`.
         """
         return super().preprocess(images, segmentation_maps, **kwargs)
 
     def _preprocess_image_like_inputs(
         self, images, segmentation_maps, input_data_format, return_tensors, device=None, **kwargs
     ) -> BatchFeature:
-        check_letterbox(self, kwargs)
+        check_frame(self, kwargs)
         pictures = rgb_arrays(images, input_data_format)
         pictures = [np.require(picture, requirements=["C", "W"]) for picture in pictures]  # what torch takes
         # Channels stay last in memory until all is done: torch resizes bytes twice as fast so.
@@ -129,12 +129,12 @@ def letterbox_size(image_processor) -> tuple[int, int]:
     return size["height"], size["width"]
 
 
-def check_letterbox(image_processor, settings: dict):
+def check_frame(image_processor, settings: dict):
     """Refuse the `settings` of a call that post-processing, which only knows `image_processor`, would not undo.
 
     Raises:
-        ValueError: `do_letterbox` is not the processor's own; or it is on, and `size` is not the processor's own,
-            `do_resize` is off, or `do_center_crop` or `do_pad` is on.
+        ValueError: `do_letterbox` is not the processor's own, or `do_center_crop` or `do_pad` is on; or it is a
+            letterbox, and `size` is not the processor's own or `do_resize` is off.
     """
     if settings["do_letterbox"] != image_processor.do_letterbox:
         raise ValueError(
@@ -142,16 +142,21 @@ def check_letterbox(image_processor, settings: dict):
             f"{settings['do_letterbox']} and the image processor's is {image_processor.do_letterbox}. Set "
             "image_processor.do_letterbox, or load the processor with do_letterbox=…."
         )
+    for name in ("do_center_crop", "do_pad"):
+        if settings[name]:
+            raise ValueError(
+                f"Images are neither cropped nor padded, because post-processing lays a mask over the whole image, but "
+                f"{name} is {settings[name]}. Leave it out, or crop the images before."
+            )
     if not image_processor.do_letterbox:
         return
     height, width = letterbox_size(image_processor)
-    size, others = dict(settings["size"] or {}), ("do_resize", "do_center_crop", "do_pad")
-    switches = [bool(settings[name]) for name in others]
-    if size != {"height": height, "width": width} or switches != [True, False, False]:
+    size = dict(settings["size"] or {})
+    if size != {"height": height, "width": width} or not settings["do_resize"]:
         raise ValueError(
-            f"A letterbox is resized to the image processor's own size, ({height}, {width}), and neither cropped nor "
-            f"padded again, because post-processing would not know, but size is {size} and {', '.join(others)} are "
-            f"{switches}. Leave them out, or set image_processor.size."
+            f"A letterbox is resized to the image processor's own size, ({height}, {width}), because post-processing "
+            f"would not know, but size is {size} and do_resize is {settings['do_resize']}. Leave them out, or set "
+            "image_processor.size."
         )
 
 

@@ -9,7 +9,7 @@ from transformers.processing_utils import Unpack
 from .image_processing_m3dec import (
     GREY,
     M3DecImagesKwargs,
-    check_letterbox,
+    check_frame,
     letterbox_box,
     mask_arrays,
     rgb_arrays,
@@ -39,14 +39,14 @@ class M3DecImageProcessorPil(PilBackend):
 
         Raises:
             ValueError: an image cannot be read, a mask is not binary, or this call asks for another frame than
-                post-processing will undo: see `check_letterbox`.
+                post-processing will undo: see `check_frame`.
         """
         return super().preprocess(images, segmentation_maps, **kwargs)
 
     def _preprocess_image_like_inputs(
         self, images, segmentation_maps, input_data_format, return_tensors, **kwargs
     ) -> BatchFeature:
-        check_letterbox(self, kwargs)
+        check_frame(self, kwargs)
         pictures = [picture.transpose(2, 0, 1) for picture in rgb_arrays(images, input_data_format)]
         data = {"pixel_values": self._preprocess(pictures, return_tensors=None, **kwargs)["pixel_values"]}
         if segmentation_maps is not None:

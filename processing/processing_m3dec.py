@@ -61,7 +61,8 @@ class M3DecProcessor(ProcessorMixin):
 
         Raises:
             ValueError: the lists do not fit together, an expression holds no word, an image cannot be read, a mask is
-                not binary or does not fit its image, or a call would change the frame of a letterbox.
+                not binary or does not fit its image, or a call would change the frame of the image.
+            TypeError: an argument is none of the image processor's, or there is no image for it.
         """
         if images is None and text is None:
             raise ValueError("Images or text are needed, but neither was given. Call processor(images=…, text=…).")
@@ -70,6 +71,8 @@ class M3DecProcessor(ProcessorMixin):
             raise ValueError(
                 f"segmentation_maps belong to an expression about an image, but {missing} is missing. Give all three."
             )
+        if images is None and images_kwargs:
+            raise TypeError(f"Without images there is nothing for {', '.join(images_kwargs)} to change. Leave it out.")
         data, pictures, masks = {}, None, None
         if images is not None:
             pictures = rgb_arrays(images, images_kwargs.pop("input_data_format", None))

@@ -544,6 +544,21 @@ WRONG_INPUTS = {
         {"input_ids": torch.full((2, 21), 2), "attention_mask": None},
         ["at most max_words = 20", "input_ids has 21", "Truncate"],
     ),
+    "one expression alone": (
+        {"input_ids": torch.tensor([2, 3]), "attention_mask": None},
+        ["(N, T)", "(2,)", "M3DecProcessor makes them"],
+    ),
+    "no expressions": (
+        {"input_ids": torch.ones(0, 3).long(), "attention_mask": None},
+        ["at least one", "(0, 3)", "M3DecProcessor"],
+    ),
+    "expressions without words": (
+        {"input_ids": torch.ones(2, 0).long(), "attention_mask": None},
+        ["at least one", "(2, 0)", "M3DecProcessor"],
+    ),
+    "image_index no whole numbers": ({"image_index": torch.tensor([0.0, 1.0])}, ["whole number", "float32", "Give"]),
+    "grey images": ({"pixel_values": torch.ones(2, 1, 64, 64)}, ["(B, 3, S, S)", "(2, 1, 64, 64)"]),
+    "labels of 0 and 255": ({"labels": 255 * torch.ones(2, 64, 64)}, ["1 on the object", "is 255", "Divide them"]),
     "image_index too large": (
         {"image_index": torch.tensor([0, 2])},
         ["0 to 1", "from 0 to 2", "Give the image's row"],

@@ -403,3 +403,9 @@ def test_what_can_be_asked_holds_a_word(text):
     processor = M3DecProcessor.from_pretrained(SHIPPED_CHECKPOINT)
     assert processor.holds_word(text)
     assert processor(text=text)["input_ids"].shape[0] == 1
+
+
+@pytest.mark.parametrize("options", [{"max_length": 5}, {"truncation": False}, {"size": {"height": 96, "width": 96}}])
+def test_an_argument_that_would_do_nothing_to_a_text_alone_is_refused(options):
+    with pytest.raises(TypeError, match=f"nothing for {next(iter(options))} to change"):
+        word_processor()(text="cat", **options)
