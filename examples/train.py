@@ -43,6 +43,7 @@ from m3dec.examples.training_parts import (
     build_loader,
     build_model,
     build_optimizer,
+    check_packages,
     counts_of,
     evaluation_images,
     normalized,
@@ -290,6 +291,7 @@ def build_accelerator(recipe: TrainingRecipe) -> Accelerator:
 
 def prepare(recipe: TrainingRecipe, accelerator: Accelerator) -> Training:
     """All that the recipe describes, at the first step."""
+    check_packages(recipe)  # before data are drawn, which takes minutes
     with accelerator.main_process_first():
         splits = read_data(recipe)
     model, processor = build_model(recipe, splits[recipe.train_split], accelerator)

