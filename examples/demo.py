@@ -408,13 +408,15 @@ def import_gradio():
     """gradio, made unable to fetch what a request names by its URL.
 
     Raises:
-        ImportError: it is not installed.
+        ImportError: it is not installed, or is one that downloads by another function.
     """
     try:
         import gradio
         from gradio import processing_utils
     except ImportError as error:
         raise ImportError('The page needs gradio, which is not installed: pip install "m3dec[demo]"') from error
+    if not hasattr(processing_utils, "async_ssrf_protected_get"):
+        raise ImportError(f'Of gradio {gradio.__version__} nothing is known: pip install -U "m3dec[demo]"')
 
     async def refuse(url: str):
         raise gradio.Error(

@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
+from PIL import Image
 from tqdm import tqdm
 from transformers import HfArgumentParser
 
@@ -36,6 +37,7 @@ from m3dec.examples.score_tables import (
     table,
     verdict,
 )
+from m3dec.processing.referring_data import ReferringDataError
 from m3dec.processing.referring_data.sampling import references_by_image, usable_sentences
 from m3dec.processing.referring_data.schema import decode_mask, encode_mask
 from m3dec.processing.referring_iou.score import pixel_counts
@@ -98,7 +100,7 @@ def main(command_line: list[str] | None = None):
     if arguments.page or not all(is_rows(name) for name in names):
         split = load_split(data, arguments.split, accelerator)
     runs = [
-        answers_of(name, source, data, arguments, split, accelerator)
+        or_exit(answers_of, name, source, data, arguments, split, accelerator)
         for name, source in zip(names, sources, strict=True)
     ]
     if not accelerator.is_main_process:
@@ -109,7 +111,14 @@ def main(command_line: list[str] | None = None):
     figures = report_two(*runs, arguments, truths) if arguments.compare else report_one(*runs, arguments, truths)
     if arguments.json:
         with open(arguments.json, "w", encoding="utf-8") as file:
-            json.dump(figures, file, indent=2)
+            json.dump(without_nan(figures), file, indent=2)
+
+
+def without_nan(figures):
+    """With null, which JSON has, for NaN, such as a share of no expressions."""
+    if isinstance(figures, dict):
+        return {name: without_nan(value) for name, value in figures.items()}
+    return None if isinstance(figures, float) and math.isnan(figures) else figures
 
 
 def make_folders(arguments: EvaluationArguments) -> None:
@@ -233,6 +242,9 @@ def evaluate(
     are gathered, never averages: any number of processes gives the same rows, in the order of (ref_id, sent_id). A
     sentence without a word is not asked; it counts as answered with nothing. With `keep_masks` the results carry the
     answers' run lengths.
+
+    Raises:
+        ReferringDataError: a picture is of another size than its masks.
     """
     model.eval()
     form = text_field(model.config)
@@ -251,6 +263,8 @@ def evaluate(
             for group in rows
         ]
         images_of_batch = [pictures[numbers[0]]["image"] for numbers in batch]
+        for image, group in zip(images_of_batch, rows, strict=True):
+            check_size(image, next(iter(group.values())))
         texts = [[sentence[form] for _, sentence in group] for group in asked]
         sizes = [(row["height"], row["width"]) for group in asked for row, _ in group]
         answers = ask(model, processor, accelerator, images_of_batch, texts, sizes, threshold)
@@ -258,6 +272,14 @@ def evaluate(
             targets = {row["mask"]["counts"]: decode_mask(row["mask"]) for row in group_rows.values()}
             results += [result_of(*pair, form, next(answers), targets, keep_masks) for pair in group]
     return sorted(gather_object(results), key=lambda result: result.ids)
+
+
+def check_size(image: Image.Image, row: dict) -> None:
+    if image.size != (row["width"], row["height"]):
+        raise ReferringDataError(
+            f"A picture has the size of its masks, but {row['file_name']} is {image.size} and its masks are for "
+            f"{(row['width'], row['height'])} (width, height). Is it another one of that name, or was it saved anew?"
+        )
 
 
 def ask(model, processor, accelerator, images: list, texts: list[list[str]], sizes, threshold: float) -> Iterator[dict]:

@@ -140,14 +140,14 @@ def check_comparable(first: Answers, second: Answers) -> None:
     """Refuse two runs that are not about the same expressions of the same data, asked in the same way.
 
     Raises:
-        ValueError: other thresholds, other expressions, or targets of other sizes.
+        ValueError: other thresholds, other expressions, or targets of other sizes or other kinds.
     """
     if first.threshold != second.threshold:
         raise ValueError(
             f"Two models are compared at one threshold, but {first.model} answered at {first.threshold} and "
             f"{second.model} at {second.threshold}. Evaluate one of them again with the other's --threshold."
         )
-    areas, others = ({result.ids: result.target for result in run.results} for run in (first, second))
+    areas, others = ({one.ids: (one.target, one.category) for one in run.results} for run in (first, second))
     if areas.keys() != others.keys():
         raise ValueError(
             f"Two models are compared on the same expressions, but {first.model} answered {len(areas)} of "
@@ -157,10 +157,11 @@ def check_comparable(first: Answers, second: Answers) -> None:
     changed = [ids for ids, area in areas.items() if others[ids] != area]
     if changed:
         ref_id, sent_id, *_ = changed[0]
+        (pixels, kind), (other_pixels, other_kind) = areas[changed[0]], others[changed[0]]
         raise ValueError(
             f"Two models are compared on the same targets, but {len(changed)} of {len(areas)} differ, such as that of "
-            f"sentence {sent_id} of reference {ref_id}: {areas[changed[0]]} pixels for {first.model}, "
-            f"{others[changed[0]]} for {second.model}. The data have changed in between: evaluate both again."
+            f"sentence {sent_id} of reference {ref_id}: {pixels} pixels, {kind}, for {first.model}, {other_pixels}, "
+            f"{other_kind}, for {second.model}. The data have changed in between: evaluate both again."
         )
 
 

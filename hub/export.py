@@ -46,6 +46,7 @@ ENTRY_MODULES = (
     "m3dec.processing.processing_m3dec",
     "m3dec.processing.pipeline_m3dec",
 )
+PARTS = ("image_processor", "backbone_config", "text_config")  # objects within these files, of which one key changes
 SAVED = ("config.json", "processor_config.json", "tokenizer.json", "tokenizer_config.json")
 ONE_FILE, INDEX = "model.safetensors", "model.safetensors.index.json"
 SHARD = re.compile(r"model-\d+-of-\d+\.safetensors")
@@ -80,7 +81,10 @@ def export(source: str | Path, destination: str | Path, revision: str | None = N
         flat.mkdir()
         for name in (*SAVED, *weight_files(folder), *card_and_pictures(folder)):
             shutil.copyfile(real_file(folder, name), flat / name)
-        edit_json(flat / "config.json", {"auto_map": AUTO_CLASSES, "custom_pipelines": PIPELINES})
+        parts = {
+            part: {"_name_or_path": ""} for part in ("backbone_config", "text_config")
+        }  # or a path of this machine
+        edit_json(flat / "config.json", {"auto_map": AUTO_CLASSES, "custom_pipelines": PIPELINES, **parts})
         processors = {"AutoProcessor": AUTO_PROCESSOR, "AutoImageProcessor": AUTO_IMAGE_PROCESSOR}
         image_processor = {"auto_map": {"AutoImageProcessor": AUTO_IMAGE_PROCESSOR}}
         edit_json(flat / "processor_config.json", {"auto_map": processors, "image_processor": image_processor})
@@ -197,9 +201,12 @@ def imports(code: str) -> list[str]:
 
 
 def edit_json(path: Path, changes: dict) -> None:
-    """Set keys of a JSON object, and take out those that are None; those of the image processor's object one by one."""
+    """Set keys of a JSON object, and take out those that are None; of an object within it that there is, one by one."""
     values = json.loads(path.read_text(encoding="utf-8"))
     for key, value in changes.items():
-        values[key] = {**values.get(key, {}), **value} if key == "image_processor" else value
+        if key not in PARTS:
+            values[key] = value
+        elif isinstance(values.get(key), dict):
+            values[key] |= value
     values = {key: value for key, value in values.items() if value is not None or key not in changes}
     path.write_text(json.dumps(values, indent=2, sort_keys=True) + "\n", encoding="utf-8")

@@ -8,15 +8,25 @@ Each is one commit, so that an upload which is interrupted leaves the old state;
 What others put into the repository stays; a model's weights are replaced, and of a data set the splits that are pushed.
 """
 
+import json
 import logging
 import re
 import tempfile
 from pathlib import Path
 
-from huggingface_hub import HfApi
-from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, LocalTokenNotFoundError, RepositoryNotFoundError
+from huggingface_hub import HfApi, hf_hub_download
+from huggingface_hub.errors import (
+    EntryNotFoundError,
+    GatedRepoError,
+    HfHubHTTPError,
+    LocalTokenNotFoundError,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
 
 from m3dec.hub.export import export
+from m3dec.processing.referring_data import ReferringDataError
+from m3dec.processing.referring_data.prepared_shards import MANIFEST, prepared_files
 
 logger = logging.getLogger(__name__)
 
@@ -82,15 +92,37 @@ def push_dataset(
     """Push what `m3dec prepare` wrote, for `load_dataset(repo_id, streaming=True)`, or to be downloaded and read as
     prepared. A README.md beside it goes along. Have the right to publish it.
 
-    Args, Returns, Raises: as `push_model`; FileNotFoundError where `source` holds no data/*.parquet.
+    Args, Returns, Raises: as `push_model`; FileNotFoundError where `source` holds no data/*.parquet, and
+        ReferringDataError, a ValueError, where they are not all that its prepared.json says, or the repository's names
+        splits that it does not: the new one would hide them.
     """
     shards = [SHARD.fullmatch(path.name) for path in Path(source).glob("data/*.parquet")]
     splits = "|".join(sorted({re.escape(shard[1]) for shard in shards if shard}))
     if not splits:
         raise FileNotFoundError(f"A prepared data set holds data/*.parquet, but {source} does not. Run m3dec prepare.")
+    if (Path(source) / MANIFEST).is_file():
+        private, branch = kwargs.get("private"), kwargs.get("branch")
+        repo_id = open_repository(repo_id, "dataset", private=private, token=token)
+        hidden = splits_there(repo_id, branch, token) - prepared_files(source).keys()
+        if hidden:
+            raise ReferringDataError(
+                f"{repo_id} holds {', '.join(sorted(hidden))} as well, which {source} does not, and nobody would find "
+                "it any more. Prepare all splits together, or push to another repository."
+            )
     stale = re.compile(rf"data/({splits})-\d+-of-\d+\.parquet")
     files = [*PREPARED, "README.md"]
     return push_folder(Path(source), repo_id, "dataset", tag=tag, token=token, stale=stale, files=files, **kwargs)
+
+
+def splits_there(repo_id: str, branch: str | None, token: str | None) -> set[str]:
+    """The splits that a repository's prepared.json names; none where it has no such file."""
+    try:
+        path = hf_hub_download(repo_id, MANIFEST, repo_type="dataset", revision=branch, token=token)
+    except (EntryNotFoundError, RevisionNotFoundError):
+        return set()
+    except REFUSALS as error:
+        raise PushError(refusal(error, repo_id)) from error
+    return set(json.loads(Path(path).read_text(encoding="utf-8"))["rows"])
 
 
 def push_folder(

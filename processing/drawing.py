@@ -1,14 +1,15 @@
 """Pictures of answers, in the manner of Figs. 7 to 10, one call each. PIL and NumPy only.
 
 Masks: overlay, overlay_masks, outline, cut_out. Probabilities: heat_map. A_mut, word by word: attention_sheet. Any of
-these beside each other, with texts: contact_sheet.
+these beside each other, with texts: contact_sheet. A picture is drawn as it is displayed, turned as its EXIF
+orientation says, for so the processor and the pipeline read it.
 """
 
 import math
 from collections.abc import Sequence
 
 import numpy as np
-from PIL import Image, ImageColor, ImageDraw, ImageFont
+from PIL import Image, ImageColor, ImageDraw, ImageFont, ImageOps
 
 PREDICTION_COLOR = "#00c8ff"  # on no shape of the scenes, and rare in photographs
 TARGET_COLOR = "#2fbf4f"
@@ -36,7 +37,7 @@ def overlay(image: Image.Image, mask, color: Color = PREDICTION_COLOR, opacity: 
     Raises:
         ValueError: the mask is not binary or not of the image's size, or opacity is outside of 0 and 1.
     """
-    return outline(_tinted(image.convert("RGB"), mask, color, opacity), mask, color, width=1)
+    return outline(_tinted(_upright(image), mask, color, opacity), mask, color, width=1)
 
 
 def overlay_masks(
@@ -61,7 +62,7 @@ def overlay_masks(
             f"Each mask has a color of its own, but got {len(masks)} masks and {len(colors)} colors. Draw fewer at "
             "once, or give colors=[…]."
         )
-    drawn = image.convert("RGB")
+    drawn = _upright(image)
     for mask, color in zip(masks, colors, strict=False):
         drawn = _tinted(drawn, mask, color, opacity)
     for mask, color in zip(masks, colors, strict=False):
@@ -74,7 +75,8 @@ def outline(image: Image.Image, mask, color: Color = TARGET_COLOR, width: int = 
 
     Args and errors are those of `overlay`. Returns a new RGB image, (w, h).
     """
-    image, mask = image.convert("RGB"), _mask_of(image, mask)
+    image = _upright(image)
+    mask = _mask_of(image, mask)
     pixels = np.array(image)
     core = mask
     for _ in range(width):
@@ -98,8 +100,9 @@ def cut_out(image: Image.Image, mask) -> Image.Image:
     Raises:
         ValueError: the mask is not binary or not of the image's size.
     """
+    image = _upright(image)
     mask = _mask_of(image, mask)[..., None]
-    pixels = np.asarray(image.convert("RGB"))
+    pixels = np.asarray(image)
     return Image.fromarray(np.concatenate([pixels * mask, mask.astype(np.uint8) * 255], axis=-1))
 
 
@@ -118,7 +121,7 @@ def heat_map(image: Image.Image, probability, opacity: float = 0.6, with_bar: bo
     Raises:
         ValueError: the probabilities are not of the image's size or not all from 0 to 1, or opacity is not.
     """
-    values = np.asarray(probability)
+    image, values = _upright(image), np.asarray(probability)
     if values.shape != (image.height, image.width) or values.dtype.kind != "f":
         raise ValueError(
             f"Probabilities to draw are floats (h, w) = {(image.height, image.width)} as the image is, but they are "
@@ -157,6 +160,7 @@ def attention_sheet(image: Image.Image, scores, words: Sequence[str], cell_width
     Raises:
         ValueError: P is no square, there are not T words, or a score is not finite.
     """
+    image = _upright(image)
     layers = [np.asarray(layer, dtype=np.float64) for layer in (scores if np.ndim(scores) == 3 else [scores])]
     shape = layers[0].shape
     side = math.isqrt(shape[-1])
@@ -173,7 +177,7 @@ def attention_sheet(image: Image.Image, scores, words: Sequence[str], cell_width
     if len(looks) > 1:
         looks, titles = [*looks, np.mean(looks, axis=0)], [*titles, "mean"]
     height = min(2 * cell_width, max(1, round(cell_width * image.height / image.width)))
-    small = image.convert("RGB").resize((cell_width, height), Image.Resampling.LANCZOS)
+    small = image.resize((cell_width, height), Image.Resampling.LANCZOS)
     rows = []
     for number, word in enumerate(words):
         row = [word]
@@ -230,6 +234,10 @@ def _tinted(image: Image.Image, mask, color: Color, opacity: float) -> Image.Ima
         raise ValueError(f"opacity is a share from 0 to 1, but it is {opacity}. 0.45 is the usual.")
     inside = Image.fromarray(_mask_of(image, mask).astype(np.uint8) * round(255 * opacity))
     return Image.composite(Image.new("RGB", image.size, color), image, inside)
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    return ImageOps.exif_transpose(image).convert("RGB")
 
 
 def _mask_of(image: Image.Image, mask) -> np.ndarray:

@@ -1,7 +1,9 @@
 """Pictures and masks to tensors: any kind of image in, `pixel_values` and `labels` out (§ III, Fig. 2: the input)."""
 
 import os
+import string
 from io import BytesIO
+from urllib.parse import quote
 from urllib.request import Request, urlopen
 
 import numpy as np
@@ -254,6 +256,7 @@ def _is_url(source) -> bool:
 
 
 def _download(url: str) -> BytesIO:
+    url = quote(url, safe=string.punctuation)  # letters beyond ASCII, and spaces
     with urlopen(Request(url, headers={"User-Agent": "m3dec"}), timeout=DOWNLOAD_TIMEOUT) as answer:
         return BytesIO(answer.read())
 

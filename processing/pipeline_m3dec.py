@@ -135,6 +135,8 @@ def items(image, text):
     """Images and text given apart, as {"image", "text"}: one for one image, a list for a list, else a generator."""
     if is_one_image(image):
         return {"image": image, "text": text}
+    if isinstance(image, Dataset) and hasattr(image, "__len__"):
+        image = map(image.__getitem__, range(len(image)))  # by itself it would go on until an IndexError
     if isinstance(text, str):
         shared = ({"image": one, "text": text} for one in image)
         return list(shared) if isinstance(image, list | tuple) else shared

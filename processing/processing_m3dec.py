@@ -130,7 +130,8 @@ class M3DecProcessor(ProcessorMixin):
 
         Args:
             outputs: what the model returned, or its `logits` alone: (N, h, w), over the whole of pixel_values.
-            target_sizes: N pairs (height, width), the size of each expression's image; None for the logits' own.
+            target_sizes: N pairs (height, width), the size of each expression's image as it is displayed, turned as its
+                EXIF orientation says; None for the logits' own.
             threshold: a pixel belongs to the object where its probability is above this, between 0 and 1.
 
         Returns:

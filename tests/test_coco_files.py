@@ -551,6 +551,29 @@ def test_instances_whose_images_cannot_be_told_apart_are_an_error(my, change):
         read(my, [entry()])
 
 
+@pytest.mark.parametrize("kind", ["images", "annotations"])
+def test_two_records_of_one_id_are_an_error_where_they_differ(my, kind):
+    path = my / "instances.json"
+    instances = json.loads(path.read_text())
+    instances[kind].append(dict(instances[kind][0]))
+    path.write_text(json.dumps(instances))
+    assert faults_in(my, json.dumps(entry())) == [] or kind == "images"
+    instances[kind][-1]["file_name" if kind == "images" else "category_id"] = "c.jpg" if kind == "images" else 2
+    path.write_text(json.dumps(instances))
+    with pytest.raises(ReferringDataError, match=f"{kind} have each another id, but two in .*instances.json have"):
+        faults_in(my, json.dumps(entry()))
+
+
+@pytest.mark.parametrize("polygon", [[0.1, 0.1, 0.4, 0.1, 0.4, 0.3], [-9, -9, -2, -9, -5, -2], [1, 1, 5, 5, 9, 9]])
+def test_an_annotation_that_covers_no_pixel_is_a_fault_and_not_a_picture_without_the_thing(my, polygon):
+    path = my / "instances.json"
+    instances = json.loads(path.read_text())
+    next(a for a in instances["annotations"] if a["id"] == 11)["segmentation"] = [polygon]
+    path.write_text(json.dumps(instances))
+    ((line, message),) = faults_in(my, json.dumps(entry()))
+    assert line == 1 and "annotation 11 covers no pixel of a.jpg: are its coordinates in pixels?" in message
+
+
 def test_annotations_without_instances_are_a_fault(my):
     ((line, message),) = faults_in(my, GOOD, instances=None)
     assert (line, message) == (1, "annotation 11 is named, but no instances file is given")

@@ -2,6 +2,7 @@
 
 import importlib.metadata
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -58,6 +59,8 @@ def test_the_command_is_installed_and_every_program_has_its_help(capsys):
             ("predict", "a/b.jpg", "c/b.jpg", "the cat", "--output_dir", "d"),
             "two pictures would be written to d/b_overlay",
         ),
+        (("predict", "a.png", "../folder/a.jpg", "the cat"), "two pictures would be written to a_overlay.png"),
+        (("predict", "他站在" * 40), "name at least one picture"),
         (("predict", "a.jpg", "the cat", "--threshold", "2"), "a probability between 0 and 1"),
         (("predict", "http://[a/b.jpg", "the cat"), "an address cannot be read"),
         (("predict", "a.png", "a_mask_2.png", "the cat", "the dog"), "over the picture a_mask_2.png"),
@@ -65,7 +68,9 @@ def test_the_command_is_installed_and_every_program_has_its_help(capsys):
         (("predict", "a.png", "the cat", "--json", "--output", "./a.png"), "over the picture a.png"),
     ],
 )
-def test_a_call_that_makes_no_sense_has_status_2_and_a_reason(arguments, words, capsys):
+def test_a_call_that_makes_no_sense_has_status_2_and_a_reason(arguments, words, capsys, tmp_path, monkeypatch):
+    (tmp_path / "folder").mkdir()
+    monkeypatch.chdir(tmp_path / "folder")
     assert run(*arguments) == 2
     assert words in capsys.readouterr().err
 
@@ -119,6 +124,15 @@ def test_bad_pictures_are_named_and_the_good_ones_answered(pictures, tmp_path, c
     for path, line in zip(bad, complaints, strict=True):
         assert line.startswith(f"{path}: ") and len(line) > len(str(path)) + 20
     assert "Traceback" not in err
+
+
+def test_a_name_and_a_sentence_that_are_no_utf_8_are_answered_like_any(pictures, tmp_path):
+    shutil.copy(pictures[0], tmp_path / "caf\udce9.png")
+    command = [sys.executable, "-m", "m3dec.examples.command_line", "predict", tmp_path / "caf\udce9.png", pictures[1]]
+    environment = {**os.environ, "PYTHONIOENCODING": "utf-8:strict", "HF_HUB_OFFLINE": "1"}
+    done = subprocess.run([*command, "the ring\udce9", "--json"], env=environment, capture_output=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert len(done.stdout.splitlines()) == 2
 
 
 def test_an_expression_without_words_and_a_model_that_is_none_are_told(pictures, tmp_path, capsys):

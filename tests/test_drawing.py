@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image, ImageColor
+from PIL import Image, ImageColor, ImageOps
 
 from m3dec.processing.drawing import (
     MASK_COLORS,
@@ -68,6 +68,21 @@ def test_pictures_of_any_mode_and_masks_as_pictures_are_drawn(draw, mode):
 def test_a_mask_that_does_not_fit_is_refused(draw, mask, message):
     with pytest.raises(ValueError, match=message):
         draw(GREY, mask)
+
+
+@pytest.mark.parametrize("orientation", [1, 2, 3, 6, 8])
+def test_a_photograph_is_drawn_as_it_is_displayed(orientation, tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    Image.fromarray(np.arange(1800, dtype=np.uint8).reshape(20, 30, 3)).save(tmp_path / "a.png", exif=exif)
+    photo = Image.open(tmp_path / "a.png")
+    upright = ImageOps.exif_transpose(photo)
+    mask = np.zeros((upright.height, upright.width), bool)
+    mask[3:9, 5:12] = True
+    for draw in (overlay, outline, cut_out, lambda image, mask: overlay_masks(image, [mask])):
+        assert np.array_equal(draw(photo, mask), draw(upright, mask))
+    assert np.array_equal(heat_map(photo, mask.astype(float)), heat_map(upright, mask.astype(float)))
+    assert np.array_equal(attention_sheet(photo, np.eye(4), "abcd"), attention_sheet(upright, np.eye(4), "abcd"))
 
 
 def test_opacity_is_a_share():

@@ -19,13 +19,21 @@ import pytest
 import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
+from PIL import Image
 from test_examples import TINY
 from transformers import HfArgumentParser
 
 from m3dec import M3DecConfig, M3DecForImageSegmentation, M3DecProcessor
 from m3dec.examples import evaluate_referring
 from m3dec.examples.benchmark_expressions import one_by_one
-from m3dec.examples.evaluate_referring import EvaluationArguments, ExpressionResult, by_kind, evaluate, result_of
+from m3dec.examples.evaluate_referring import (
+    EvaluationArguments,
+    ExpressionResult,
+    by_kind,
+    evaluate,
+    result_of,
+    without_nan,
+)
 from m3dec.examples.evaluation_page import Truths, best, disputed, several_targets, worst
 from m3dec.examples.expression_results import COLUMNS, Answers, check_comparable, read_rows, write_rows
 from m3dec.examples.score_tables import by_length, by_size, comparison, listening, table
@@ -400,6 +408,7 @@ def run_of(results: list[ExpressionResult], **changes) -> Answers:
         (run_of([result(1)], split="test"), "one 1 of ours test, and 1 are the same"),
         (run_of([result(1), result(2, file_name="x.jpg")]), "and 1 are the same"),
         (run_of([result(1), result(2, target=60, union=60)]), "1 of 2 differ, such as that of sentence 2 .* 100 pix"),
+        (run_of([result(1), result(2, category="q")]), "1 of 2 differ, .* q, for one"),
     ],
 )
 def test_models_that_answered_something_else_are_not_compared(other, message):
@@ -617,6 +626,19 @@ def test_the_program_writes_its_figures_with_every_table(tiny, data, tmp_path, m
         run_program(monkeypatch, "--compare", tiny, tmp_path / "a.parquet", "--data_root", data)
     with pytest.raises(SystemExit, match="no-such-model"):
         run_program(monkeypatch, "--compare", tiny, tmp_path / "no-such-model", "--data_root", data)
+
+
+def test_a_picture_of_another_size_than_its_masks_is_not_scored(tiny, data, tmp_path, monkeypatch):
+    shutil.copytree(data, tmp_path / "data")
+    picture = next((tmp_path / "data" / "scenes" / "images").glob("*val*"))
+    Image.open(picture).crop((0, 0, 100, 160)).save(picture)
+    with pytest.raises(SystemExit, match=rf"{picture.name} is \(100, 160\) and its masks are for \(160, 160\)"):
+        run_program(monkeypatch, "--model", tiny, "--data_root", tmp_path / "data")
+
+
+def test_figures_of_no_expressions_are_null_in_json():
+    figures = {"no target": {"t_acc": math.nan, "count": 0}, "all": {"miou": 0.5}}
+    assert json.loads(json.dumps(without_nan(figures), allow_nan=False))["no target"] == {"t_acc": None, "count": 0}
 
 
 @pytest.mark.parametrize(

@@ -98,6 +98,21 @@ def test_only_pictures_that_the_card_shows_leave_with_it_and_no_name_of_foreign_
     assert not [path.name for path in flat.iterdir() if b"evil" in path.read_bytes()]
 
 
+def test_no_path_of_a_pretrained_part_leaves_with_the_model(flat, tmp_path):
+    shutil.copytree(flat, tmp_path / "model")
+    config = json.loads((flat / "config.json").read_text())
+    config["backbone_config"]["_name_or_path"] = "/home/me/weights"
+    (tmp_path / "model" / "config.json").write_text(
+        json.dumps(config | {"text_config": {"_name_or_path": "/home/me/bert"}})
+    )
+    export(tmp_path / "model", tmp_path / "flat")
+    exported = json.loads((tmp_path / "flat" / "config.json").read_text())
+    assert "/home/me" not in json.dumps(exported)
+    assert "text_config" in exported and exported["backbone_config"] == config["backbone_config"] | {
+        "_name_or_path": ""
+    }
+
+
 def test_a_link_that_leads_out_of_the_folder_is_refused_and_the_caches_own_are_followed(tmp_path):
     (tmp_path / "token").write_text("secret")
     cached = shutil.copytree(SHIPPED_CHECKPOINT, tmp_path / "cache" / "snapshots" / "abc")

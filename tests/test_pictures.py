@@ -3,9 +3,10 @@
 import logging
 
 import pytest
+from PIL import Image, ImageOps
 
 from m3dec.processing.referring_data import ReferringDataError
-from m3dec.processing.referring_data.pictures import MissingPicturesError, PictureFolder
+from m3dec.processing.referring_data.pictures import MissingPicturesError, PictureFolder, picture_size
 
 
 @pytest.fixture
@@ -194,3 +195,13 @@ def test_another_word_for_what_to_do_with_missing_pictures_is_an_error(root):
 def test_a_folder_that_is_none_is_an_error(root, name):
     with pytest.raises(FileNotFoundError, match=rf"{name}, which is not a folder"):
         PictureFolder(root.parent / name)
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "png", "webp", "tif"])
+@pytest.mark.parametrize("orientation", [1, 3, 6, 8, 9, 90])
+def test_the_size_of_a_picture_is_that_of_the_picture_as_it_is_read(suffix, orientation, tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    Image.new("RGB", (30, 20)).save(tmp_path / f"a.{suffix}", exif=exif)
+    with Image.open(tmp_path / f"a.{suffix}") as image:
+        assert picture_size(str(tmp_path / f"a.{suffix}"), "a") == ImageOps.exif_transpose(image).size[::-1]

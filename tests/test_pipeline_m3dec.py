@@ -166,9 +166,22 @@ def test_datasets_stream(pipe, batch_size):
             assert_same_answers(ours, theirs)
 
 
+def test_a_dataset_ends_where_its_length_says(pipe):
+    class Images(torch.utils.data.Dataset):
+        def __len__(self):
+            return 3
+
+        def __getitem__(self, i):  # which never raises an IndexError
+            return Image.fromarray(noise(20, 30, i))
+
+    assert len(list(pipe(Images(), text="the cat"))) == 3
+    assert len(list(pipe(Images(), text=["cat", "cup", "dog"]))) == 3
+
+
 def test_an_image_may_be_a_path_a_url_a_pil_image_an_array_or_a_tensor(pipe, tmp_path, monkeypatch):
     array = noise(20, 30)
     Image.fromarray(array).save(tmp_path / "image.png")
+    Image.fromarray(array).save(tmp_path / "the кот.png")
     monkeypatch.setenv("no_proxy", "*")
     handler = partial(SimpleHTTPRequestHandler, directory=tmp_path)
     with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
@@ -179,6 +192,8 @@ def test_an_image_may_be_a_path_a_url_a_pil_image_an_array_or_a_tensor(pipe, tmp
             tmp_path / "image.png",
             str(tmp_path / "image.png"),
             f"{address}/image.png",
+            f"{address}/the кот.png",
+            f"{address}/the%20%D0%BA%D0%BE%D1%82.png",
             Image.fromarray(array),
             torch.from_numpy(array).permute(2, 0, 1),
         ]:

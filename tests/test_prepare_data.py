@@ -24,6 +24,7 @@ from m3dec.examples.training_recipe import RECIPES, parse_recipe
 from m3dec.processing.referring_data import ReferringDataError, load_referring_dataset
 from m3dec.processing.referring_data.prepared_shards import check_pictures, write_prepared
 from m3dec.processing.referring_data.scenes import write_scenes
+from m3dec.processing.referring_data.summary import summarise
 
 REPOSITORY = Path(__file__).parent.parent
 
@@ -206,6 +207,30 @@ def test_a_mixture_of_sets_that_count_their_own_pictures_is_refused(two_sets):
         picture.rename(picture.with_name(picture.name.replace("scenes_", "other_")))
     with pytest.raises(SystemExit, match=r"numbers of pictures.*scenes_train_000000.*other_train_000000"):
         read_data(parse_recipe([str(mixed_recipe(two_sets))]))
+
+
+def test_a_mixture_of_other_pictures_of_the_same_numbers_and_names_is_refused(two_sets):
+    picture = sorted((two_sets / "b" / "images").iterdir())[0]
+    Image.new("RGB", Image.open(picture).size, "green").save(picture)
+    with pytest.raises(SystemExit, match=r"numbers of pictures.*another picture, in another"):
+        read_data(parse_recipe([str(mixed_recipe(two_sets))]))
+
+
+@pytest.mark.parametrize("mask", [{"size": [160, 160], "counts": "04"}, {"size": [2, 2], "counts": "04"}])
+def test_a_broken_mask_is_found_by_checking_and_is_not_written(mask, tmp_path):
+    write_scenes(tmp_path, split_sizes={"train": 2})
+    splits = read(tmp_path)
+    splits["train"] = splits["train"].map(lambda row, number: {"mask": mask} if number == 3 else {}, with_indices=True)
+    for use in (check_pictures, lambda splits: write_prepared(splits, tmp_path / "out", num_shards=1)):
+        with pytest.raises(ReferringDataError, match=r"fill its size|has the size of its picture"):
+            use(splits)
+    assert not list((tmp_path / "out").rglob("*.parquet"))
+
+
+def test_a_split_without_a_sentence_is_counted(tmp_path):
+    write_scenes(tmp_path, split_sizes={"train": 1})
+    silent = read(tmp_path)["train"].map(lambda row: {"sentences": []})
+    assert summarise(silent)[0]["words_most"] == 0
 
 
 @pytest.mark.parametrize("fields", [{"train_split": "val"}, {"mix": [{"data_rot": "x"}]}])

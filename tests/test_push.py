@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import datasets
 import numpy as np
 import pytest
 import yaml
@@ -15,7 +16,7 @@ from test_export import loaded
 
 from m3dec.hub import SHIPPED_CHECKPOINT
 from m3dec.hub.push import own_paths, push_metric
-from m3dec.processing.referring_data.prepared_shards import read_prepared
+from m3dec.processing.referring_data.prepared_shards import read_prepared, write_prepared
 from m3dec.processing.referring_data.scenes import draw_scene, write_scenes
 
 OWNER, READER = TOKENS["owner"], TOKENS["reader"]
@@ -179,6 +180,13 @@ def test_the_metric_and_prepared_data_go_up_and_come_back(hub, tmp_path):
     (tmp_path / "more" / "data").mkdir(parents=True)
     shutil.copy(shards[0], tmp_path / "more" / "data" / "test-00000-of-00001.parquet")
     pushed(hub, tmp_path / "a", "dataset", tmp_path / "more", "owner/references")  # another split: the first two stay
+    shutil.copytree(tmp_path / "a" / "prepared", tmp_path / "torn")
+    next((tmp_path / "torn" / "data").glob("train*.parquet")).unlink()
+    done = command(hub, tmp_path / "a", "push", "dataset", tmp_path / "torn", "owner/references")
+    assert done.returncode == 1 and "rows when it is whole" in done.stderr
+    write_prepared(datasets.DatasetDict(val=read_prepared(tmp_path / "a" / "prepared")["val"]), tmp_path / "val")
+    done = command(hub, tmp_path / "a", "push", "dataset", tmp_path / "val", "owner/references")
+    assert done.returncode == 1 and "holds train as well" in done.stderr
     code = f"""
 from datasets import Dataset, load_dataset
 from huggingface_hub import snapshot_download

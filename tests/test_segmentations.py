@@ -10,7 +10,7 @@ from pycocotools import mask as coco_mask
 from referring_files import runs_of
 from test_plain_pickle import memory
 
-from m3dec.processing.referring_data import ReferringDataError, decode_mask
+from m3dec.processing.referring_data import ReferringDataError, decode_mask, schema
 from m3dec.processing.referring_data.schema import encode_mask
 from m3dec.processing.referring_data.segmentations import union_of_segmentations
 from m3dec.processing.referring_iou.run_lengths import decode_counts
@@ -163,6 +163,13 @@ def test_polygons_and_run_lengths_are_united_too(polygon, mask, packed):
 def test_a_row_whose_runs_do_not_fill_its_mask_is_an_error_not_what_the_memory_held(counts):
     with pytest.raises(ReferringDataError, match=r"fill its size, but .*\[4, 6\] \(height, width\).*again"):
         decode_mask({"size": [4, 6], "counts": counts})
+
+
+def test_runs_whose_sum_comes_round_to_the_right_number_are_refused(monkeypatch):
+    around = np.array([2**62, 2**62, 2**62, 2**62, 24])  # 2**64 + 24
+    monkeypatch.setattr(schema, "decode_counts", lambda counts: around)
+    with pytest.raises(ReferringDataError, match="fill its size"):
+        decode_mask({"size": [4, 6], "counts": "…"})
 
 
 def test_of_no_segmentations_the_mask_is_empty():

@@ -24,8 +24,8 @@ from tqdm import tqdm
 from m3dec.processing.image_processing_m3dec import mask_array
 
 from .pictures import PictureFolder, check_picture_size, picture_size
-from .refer_files import MOST_LETTERS, read_instances, row_without_image, warn_of_shared_images
-from .schema import ReferringDataError, encode_mask
+from .refer_files import MOST_LETTERS, is_split_name, read_instances, row_without_image, warn_of_shared_images
+from .schema import ReferringDataError, decode_mask, encode_mask
 from .tables import tables_by_split
 
 logger = logging.getLogger(__name__)
@@ -289,8 +289,8 @@ def wrong_fields(entry) -> Iterator[str]:
     for name in ("image", "expression", "mask", "split", "category"):
         if name in given and not is_text(given[name]):
             yield f"{name} is a text, but here is {reprlib.repr(given[name])}"
-    if is_text(given.get("split")) and not re.fullmatch(r"\w+", given["split"]):
-        yield f"split is a word of letters, digits and _, but here is {reprlib.repr(given['split'])}"
+    if is_text(given.get("split")) and not is_split_name(given["split"]):
+        yield f"split is a word of letters, digits and _, and not 'all', but here is {reprlib.repr(given['split'])}"
     text = given.get("expression")
     if is_text(text) and (len(text) > MOST_LETTERS or not re.search(r"[^\W_]", text)):
         yield f"an expression has a word, and at most {MOST_LETTERS:,} letters, but here is {reprlib.repr(text)}"
@@ -380,6 +380,11 @@ class NamedFiles:
         is_mask = isinstance(target, str)
         objects = [self._mask(target, image)] if is_mask else [self._annotation(number, image) for number in target]
         row = row_without_image(ref_id=ref_id, split=split, image=image, annotations=objects, sentences=[])
+        if objects and not decode_mask(row["mask"]).any():
+            raise ReferringDataError(
+                f"annotation {' '.join(map(str, target))} covers no pixel of {name}: are its coordinates in pixels? "
+                "Where nothing is meant, give annotation_id -1"
+            )
         return row | {"ann_id": []} if is_mask else row  # a mask is no annotation, though it was made one
 
     def image(self, name: str) -> dict:

@@ -180,7 +180,10 @@ def _converted(mirror: Mirror, name, image_root, on_missing: str, table, split: 
         return table.cast(features)  # a stream's map that is told the features takes its pictures for decoded
     if images_now:
         return table
-    return with_pictures(table, pictures, on_missing).select_columns(list(REFERRING_FEATURES))
+    table = with_pictures(table, pictures, on_missing).select_columns(list(REFERRING_FEATURES))
+    if len(table) == 0:
+        raise ReferringDataError(f"None of the pictures is in {pictures.root}. Pass another image_root.")
+    return table
 
 
 def _fields(feature):

@@ -8,7 +8,7 @@ import datasets
 from .refer_files import read_refs
 from .sampling import references_by_image
 from .schema import ReferringDataError
-from .tables import image_ids
+from .tables import image_ids, picture_bytes
 
 logger = logging.getLogger(__name__)
 
@@ -71,17 +71,23 @@ def mixed_training_set(sets: list[datasets.DatasetDict]) -> datasets.Dataset:
         ReferringDataError: a set has no training split, or a number means different pictures in two sets, as it does
             where each set counts its own.
     """
-    names, held_out = {}, {}  # image_id → file name; split → its pictures
+    pictures, held_out = {}, {}  # image_id → file name, set, and a row with it; split → its pictures
     for number, splits in enumerate(sets):
         if "train" not in splits:
             raise ReferringDataError(f"A set to train on has a split 'train', but one has {', '.join(splits)} only.")
         for split, table in splits.items():
-            for image_id, name in references_by_image(table):
+            for (image_id, name), rows in references_by_image(table).items():
                 name = name.removeprefix("COCO_train2014_")
-                if names.setdefault(image_id, name) != name:
+                before, first, *where = pictures.setdefault(image_id, (name, number, table, rows[0]))
+                is_cocos = Path(name).stem.endswith(f"{image_id:012d}")
+                same = name == before and (
+                    first == number or is_cocos or picture_bytes(*where) == picture_bytes(table, rows[0])
+                )
+                if not same:
                     raise ReferringDataError(
-                        f"Sets are mixed by COCO's numbers of pictures, but {image_id} is {names[image_id]!r} in one "
-                        f"and {name!r} in another. Mix sets of COCO's pictures, such as RefCOCO, RefCOCO+ and RefCOCOg."
+                        f"Sets are mixed by COCO's numbers of pictures, but {image_id} is {before!r} in one and "
+                        f"{name!r}, another picture, in another. Mix sets of COCO's pictures, such as RefCOCO, "
+                        "RefCOCO+ and RefCOCOg."
                     )
             if split != "train":
                 held_out[f"{split} of set {number + 1}"] = image_ids(table)

@@ -11,7 +11,6 @@ import hashlib
 import io
 import json
 import os
-import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -22,8 +21,9 @@ from PIL import Image
 from tqdm import tqdm
 
 from .pictures import check_picture_size
+from .refer_files import is_split_name
 from .sampling import references_by_image
-from .schema import REFERRING_FEATURES, ReferringDataError
+from .schema import REFERRING_FEATURES, ReferringDataError, decode_mask
 from .tables import with_pictures_inside
 
 MANIFEST = "prepared.json"
@@ -49,9 +49,9 @@ def write_prepared(splits: datasets.DatasetDict, folder: str | Path, num_shards:
         ReferringDataError: a picture is damaged or not of its annotations' size; or the folder holds other data.
     """
     for split in splits:
-        if not re.fullmatch(r"\w+", split):
+        if not is_split_name(split):
             raise ReferringDataError(
-                f"A split's name becomes a file's, of letters and digits, but one is {split!r:.60}."
+                f"A split's name becomes a file's, of letters and digits, and is not 'all', but one is {split!r:.60}."
             )
     folder = Path(folder)
     (folder / "data").mkdir(parents=True, exist_ok=True)
@@ -92,6 +92,13 @@ def read_prepared(root: str | Path, streaming: bool = False) -> datasets.Dataset
         FileNotFoundError: the folder was not prepared.
         ReferringDataError: shards are missing, as when the preparation was stopped, or have lost rows.
     """
+    files = prepared_files(root)
+    splits = datasets.load_dataset("parquet", data_files=files, features=REFERRING_FEATURES, streaming=streaming)
+    return type(splits)({split: with_pictures_inside(table, str(root)) for split, table in splits.items()})
+
+
+def prepared_files(root: str | Path) -> dict[str, list[str]]:
+    """The shards of each split that `write_prepared` wrote into `root`; errors as of `read_prepared`."""
     root = Path(root)
     if not (root / MANIFEST).is_file():
         raise FileNotFoundError(f"Prepared data have a {MANIFEST}, but {root} has none. Run examples/prepare_data.py.")
@@ -112,8 +119,7 @@ def read_prepared(root: str | Path, streaming: bool = False) -> datasets.Dataset
                     f"{path} has {expected} rows when it is whole, but {found} were found. Run prepare_data.py again "
                     "with the same arguments; it goes on where it stopped."
                 )
-    splits = datasets.load_dataset("parquet", data_files=files, features=REFERRING_FEATURES, streaming=streaming)
-    return type(splits)({split: with_pictures_inside(table, str(root)) for split, table in splits.items()})
+    return files
 
 
 def digest_of_contents(table: datasets.Dataset) -> str:
@@ -134,14 +140,16 @@ def check_pictures(splits: datasets.DatasetDict) -> None:
     """Look at every picture once.
 
     Raises:
-        ReferringDataError: one is of another size than its annotations, or cut off.
+        ReferringDataError: one is of another size than its annotations, or cut off, or a mask is not of its size.
     """
     for split, table in splits.items():
         pictures = table.select_columns("image").cast_column("image", datasets.Image(decode=False))
-        rows = table.select_columns(["height", "width", "file_name"])
+        rows, masks = table.select_columns(["height", "width", "file_name"]), table.select_columns("mask")
         groups = list(references_by_image(table).values())
         for numbers in tqdm(groups, desc=f"checking the pictures of {split}", unit="image"):
             check_picture(_bytes_of(pictures[numbers[0]]["image"]), **rows[numbers[0]])
+            for number in numbers:
+                check_mask(masks[number]["mask"], **rows[number])
 
 
 def _bytes_of(picture: dict) -> bytes:
@@ -187,12 +195,27 @@ def _row_groups(table: datasets.Dataset, groups: list[list[int]]) -> Iterator[li
         data = _bytes_of(pictures[numbers[0]]["image"])
         rows += [{"image": {"bytes": data, "path": None}, **references[number]} for number in numbers]
         check_picture(data, rows[-1]["height"], rows[-1]["width"], rows[-1]["file_name"])
+        for row in rows[-len(numbers) :]:
+            check_mask(row["mask"], row["height"], row["width"], row["file_name"])
         size += len(data)
         if size > ROW_GROUP_BYTES:
             yield rows
             rows, size = [], 0
     if rows:
         yield rows
+
+
+def check_mask(mask: dict, height: int, width: int, file_name: str) -> None:
+    """Refuse a mask that is broken or of another size than its picture.
+
+    Raises:
+        ReferringDataError: it is.
+    """
+    if decode_mask(mask).shape != (height, width):
+        raise ReferringDataError(
+            f"A mask has the size of its picture, but one of {file_name} is {mask['size']} and the picture "
+            f"{[height, width]} (height, width). Make the data again."
+        )
 
 
 def check_picture(data: bytes, height: int, width: int, file_name: str) -> None:

@@ -94,6 +94,11 @@ def _read(root, dataset, split_by, image_root, on_missing, kind, suffix) -> data
     return splits
 
 
+def is_split_name(name: str) -> bool:
+    """Whether a split can be called so: prepare_data.py names files by it, and "all" means every one to 🤗 Datasets."""
+    return re.fullmatch(r"\w+", name) is not None and name != "all"
+
+
 def warn_of_shared_images(splits: datasets.DatasetDict, name: str) -> None:
     """Log a warning for each split that shares pictures with "train", as RefCOCOg's splits by Google do."""
     images = {split: image_ids(table) for split, table in splits.items()}
@@ -223,9 +228,10 @@ def read_refs(path: Path) -> list[dict]:
                     f"Every reference has {', '.join(kinds)}, but entry {number} of {path} lacks a good {name}: "
                     f"{there}. Is it the refs file of the data set?"
                 )
-        if not re.fullmatch(r"\w+", ref["split"]):  # prepare_data.py names files by it
+        if not is_split_name(ref["split"]):
             raise ReferringDataError(
-                f"A split's name is letters and digits, but entry {number} of {path} has {ref['split']!r:.60}."
+                f"A split's name is letters and digits, and not 'all', but entry {number} of {path} has "
+                f"{ref['split']!r:.60}."
             )
         if not all(isinstance(sentence, dict) and "sent_id" in sentence for sentence in ref["sentences"]):
             raise ReferringDataError(
@@ -268,7 +274,18 @@ def read_instances(path: Path) -> tuple[dict, dict]:
                     f"A COCO file's ids are whole numbers and its file names text, but number {number} of the {kind} "
                     f"in {path} has the {wrong[0]} {reprlib.repr(entry[wrong[0]])}. Correct the file."
                 )
-    return tuple({entry["id"]: entry for entry in instances[kind]} for kind in needed)
+    return tuple(_by_id(instances[kind], kind, path) for kind in needed)
+
+
+def _by_id(entries: list[dict], kind: str, path: Path) -> dict[int, dict]:
+    found = {}
+    for entry in entries:
+        if found.setdefault(entry["id"], entry) != entry:
+            raise ReferringDataError(
+                f"A COCO file's {kind} have each another id, but two in {path} have {entry['id']}. Number them anew "
+                "where files are put together."
+            )
+    return found
 
 
 def _parse_json(data: bytes, path: Path):

@@ -44,7 +44,9 @@ def decode_mask(mask: dict) -> np.ndarray:
         ReferringDataError: the runs do not fill that size; pycocotools would show what the memory held before.
     """
     size, runs = mask["size"], decode_counts(mask["counts"])
-    if runs is None or (runs < 0).any() or runs.sum() != math.prod(size):
+    area = math.prod(size)
+    # No run alone is larger, or the sum may come round to the right number.
+    if runs is None or (runs < 0).any() or (runs > area).any() or runs.sum() != area:
         raise ReferringDataError(
             f"The runs of a mask fill its size, but those of one do not, of {list(size)} (height, width): "
             f"{mask['counts']!r:.80}. Prepare or fetch the data again."

@@ -4,12 +4,12 @@ from collections import Counter
 
 import datasets
 import numpy as np
-from pycocotools import mask as coco_mask
 from tqdm import tqdm
 
 from m3dec.processing.word_vectors import split_words
 
 from .published_counts import count
+from .schema import decode_mask
 
 
 def summarise(table: datasets.Dataset) -> tuple[dict[str, float], Counter[str]]:
@@ -29,9 +29,8 @@ def summarise(table: datasets.Dataset) -> tuple[dict[str, float], Counter[str]]:
             split = split_words(sentence["sent"])
             lengths.append(len(split))
             words.update(split)
-        runs = {"size": row["mask"]["size"], "counts": row["mask"]["counts"].encode()}
-        areas.append(int(coco_mask.area(runs)) / (row["height"] * row["width"]))
-    lengths, areas = np.array(lengths), np.array(areas)
+        areas.append(decode_mask(row["mask"]).mean())
+    lengths, areas = np.array(lengths or [0]), np.array(areas)
     area_05, area_50, area_95 = np.percentile(areas[areas > 0], [5, 50, 95]).tolist() if areas.any() else [0.0] * 3
     return count(table) | {
         "words_mean": float(lengths.mean()),

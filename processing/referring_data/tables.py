@@ -67,7 +67,7 @@ def tables_by_split(
 
 
 def with_pictures_inside(table: datasets.Dataset | datasets.IterableDataset, name: str):
-    """`table`, made sure of that its pictures stand in it: the path in a stranger's row may lead to any file here.
+    """`table`, checked to hold its pictures itself: a path in a stranger's row could lead to any file of this computer.
 
     Raises:
         ReferringDataError: a picture does not; of a stream, when its row comes.
@@ -92,6 +92,12 @@ def _picture_outside(name: str) -> ReferringDataError:
         f"Prepared rows hold their pictures, but one of {name} is empty or names a file, and such a path may lead "
         "anywhere. Prepare the data again."
     )
+
+
+def picture_bytes(table: datasets.Dataset, row: int) -> bytes:
+    """The file of a row's picture."""
+    picture = table.select_columns("image").cast_column("image", datasets.Image(decode=False))[row]["image"]
+    return picture["bytes"] or Path(picture["path"]).read_bytes()
 
 
 def image_ids(table: datasets.Dataset) -> set[int]:
