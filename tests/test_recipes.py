@@ -55,10 +55,10 @@ SMALL = {
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
-    """Three sets of scenes about pictures of the same numbers, one of them prepared; a tiny BERT; a tiny model."""
+    """Three sets of scenes about the same pictures, one of them prepared; a tiny BERT; a tiny model."""
     folder = tmp_path_factory.mktemp("recipes")
-    for seed, dataset in enumerate(("scenes", "refcoco+", "refcocog")):
-        write_scenes(folder / "data", {"train": 4, "val": 2}, seed=seed, dataset=dataset)
+    for dataset in ("scenes", "refcoco+", "refcocog"):
+        write_scenes(folder / "data", {"train": 4, "val": 2}, dataset=dataset)
     tables = load_referring_dataset("refer", root=folder / "data", dataset="scenes", split_by="scenes")
     write_prepared(tables, folder / "prepared", num_shards=1)
     words = sorted({word for row in tables["train"]["sentences"] for one in row for word in one["raw"].lower().split()})

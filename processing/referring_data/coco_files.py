@@ -380,7 +380,7 @@ class NamedFiles:
         is_mask = isinstance(target, str)
         objects = [self._mask(target, image)] if is_mask else [self._annotation(number, image) for number in target]
         row = row_without_image(ref_id=ref_id, split=split, image=image, annotations=objects, sentences=[])
-        if objects and not decode_mask(row["mask"]).any():
+        if objects and not is_mask and not decode_mask(row["mask"]).any():
             raise ReferringDataError(
                 f"annotation {' '.join(map(str, target))} covers no pixel of {name}: are its coordinates in pixels? "
                 "Where nothing is meant, give annotation_id -1"

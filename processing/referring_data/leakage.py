@@ -8,7 +8,7 @@ import datasets
 from .refer_files import read_refs
 from .sampling import references_by_image
 from .schema import ReferringDataError
-from .tables import image_ids, picture_bytes
+from .tables import bytes_of, image_ids, undecoded_pictures
 
 logger = logging.getLogger(__name__)
 
@@ -61,6 +61,12 @@ def without_leaks(train: datasets.Dataset, held_out: dict[str, set[int]]) -> dat
     return train.select(kept)
 
 
+def same_picture(table: datasets.Dataset, row: int, other: datasets.Dataset, other_row: int) -> bool:
+    """Whether two rows have the same picture, to the byte."""
+    pictures = (undecoded_pictures(table)[row]["image"], undecoded_pictures(other)[other_row]["image"])
+    return len({bytes_of(picture) for picture in pictures}) == 1
+
+
 def mixed_training_set(sets: list[datasets.DatasetDict]) -> datasets.Dataset:
     """The training splits of several sets as one, without a picture that any of them holds out.
 
@@ -79,11 +85,8 @@ def mixed_training_set(sets: list[datasets.DatasetDict]) -> datasets.Dataset:
             for (image_id, name), rows in references_by_image(table).items():
                 name = name.removeprefix("COCO_train2014_")
                 before, first, *where = pictures.setdefault(image_id, (name, number, table, rows[0]))
-                is_cocos = Path(name).stem.endswith(f"{image_id:012d}")
-                same = name == before and (
-                    first == number or is_cocos or picture_bytes(*where) == picture_bytes(table, rows[0])
-                )
-                if not same:
+                known = first == number or Path(name).stem.endswith(f"{image_id:012d}")  # its own, or COCO's
+                if name != before or not (known or same_picture(*where, table, rows[0])):
                     raise ReferringDataError(
                         f"Sets are mixed by COCO's numbers of pictures, but {image_id} is {before!r} in one and "
                         f"{name!r}, another picture, in another. Mix sets of COCO's pictures, such as RefCOCO, "

@@ -125,9 +125,7 @@ def picture_size(source: str | bytes, name: str) -> tuple[int, int]:
     try:
         with Image.open(source if isinstance(source, str) else io.BytesIO(source)) as image:
             orientation = image.getexif().get(ExifTags.Base.Orientation)
-            turned = (
-                orientation in (5, 6, 7, 8) and image.format != "TIFF"
-            )  # on its side; a TIFF's size is as displayed
+            turned = orientation in (5, 6, 7, 8) and image.format != "TIFF"  # whose size is as it is displayed
             return image.size if turned else image.size[::-1]
     except Exception as error:  # a damaged file makes Pillow's readers raise almost anything
         raise ReferringDataError(

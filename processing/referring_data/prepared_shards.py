@@ -24,7 +24,7 @@ from .pictures import check_picture_size
 from .refer_files import is_split_name
 from .sampling import references_by_image
 from .schema import REFERRING_FEATURES, ReferringDataError, decode_mask
-from .tables import with_pictures_inside
+from .tables import bytes_of, undecoded_pictures, with_pictures_inside
 
 MANIFEST = "prepared.json"
 ROW_GROUP_BYTES = 32 * 2**20  # of pictures; what a reader holds in memory at once
@@ -125,7 +125,7 @@ def prepared_files(root: str | Path) -> dict[str, list[str]]:
 def digest_of_contents(table: datasets.Dataset) -> str:
     """A number, in hexadecimal, that is another where a row is, or a picture: by its file's size and time, or bytes."""
     digest = hashlib.sha256()
-    pictures = table.select_columns("image").cast_column("image", datasets.Image(decode=False))
+    pictures = undecoded_pictures(table)
     rows = table.remove_columns("image")
     for row in tqdm(rows, desc="comparing", unit="row", disable=len(rows) < 5000):
         digest.update(json.dumps(row).encode())
@@ -143,17 +143,13 @@ def check_pictures(splits: datasets.DatasetDict) -> None:
         ReferringDataError: one is of another size than its annotations, or cut off, or a mask is not of its size.
     """
     for split, table in splits.items():
-        pictures = table.select_columns("image").cast_column("image", datasets.Image(decode=False))
+        pictures = undecoded_pictures(table)
         rows, masks = table.select_columns(["height", "width", "file_name"]), table.select_columns("mask")
         groups = list(references_by_image(table).values())
         for numbers in tqdm(groups, desc=f"checking the pictures of {split}", unit="image"):
-            check_picture(_bytes_of(pictures[numbers[0]]["image"]), **rows[numbers[0]])
+            check_picture(bytes_of(pictures[numbers[0]]["image"]), **rows[numbers[0]])
             for number in numbers:
                 check_mask(masks[number]["mask"], **rows[number])
-
-
-def _bytes_of(picture: dict) -> bytes:
-    return picture["bytes"] or Path(picture["path"]).read_bytes()
 
 
 def _claim(folder: Path, manifest: dict) -> None:
@@ -188,11 +184,11 @@ def _write_shard(table: datasets.Dataset, groups: list[list[int]], path: Path, p
 
 def _row_groups(table: datasets.Dataset, groups: list[list[int]]) -> Iterator[list[dict]]:
     """Rows with their pictures' bytes, as many pictures at a time as fit into a row group."""
-    pictures = table.select_columns("image").cast_column("image", datasets.Image(decode=False))
+    pictures = undecoded_pictures(table)
     references = table.remove_columns("image")
     rows, size = [], 0
     for numbers in groups:
-        data = _bytes_of(pictures[numbers[0]]["image"])
+        data = bytes_of(pictures[numbers[0]]["image"])
         rows += [{"image": {"bytes": data, "path": None}, **references[number]} for number in numbers]
         check_picture(data, rows[-1]["height"], rows[-1]["width"], rows[-1]["file_name"])
         for row in rows[-len(numbers) :]:

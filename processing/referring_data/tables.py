@@ -94,9 +94,13 @@ def _picture_outside(name: str) -> ReferringDataError:
     )
 
 
-def picture_bytes(table: datasets.Dataset, row: int) -> bytes:
-    """The file of a row's picture."""
-    picture = table.select_columns("image").cast_column("image", datasets.Image(decode=False))[row]["image"]
+def undecoded_pictures(table: datasets.Dataset) -> datasets.Dataset:
+    """The column "image" alone, each {"bytes", "path"} as the table holds it."""
+    return table.select_columns("image").cast_column("image", datasets.Image(decode=False))
+
+
+def bytes_of(picture: dict) -> bytes:
+    """The file of an undecoded picture."""
     return picture["bytes"] or Path(picture["path"]).read_bytes()
 
 
