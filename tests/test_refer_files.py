@@ -207,6 +207,14 @@ def test_a_polygon_of_fewer_than_three_points_is_an_error_not_a_box(official, se
         load(official)
 
 
+def test_a_reference_that_covers_no_pixel_is_warned_of(official, caplog):
+    load(official)
+    assert "covers no pixel" not in caplog.text
+    change(official / "tiny", annotations={"segmentation": [[0.1, 0.1, 0.4, 0.1, 0.4, 0.3]]})
+    load(official)
+    assert "Reference 1 of" in caplog.text and "covers no pixel" in caplog.text
+
+
 # Pictures that are not there, or are called otherwise.
 def add_images(folder, *names):
     """References 21, 22, … of split val, each to a picture of its own."""

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import datasets
+from pycocotools import mask as coco_mask
 
 from .pictures import PictureFolder
 from .plain_pickle import read_plain_pickle
@@ -130,7 +131,8 @@ def _rows(refs_path: str, instances_path: str, dataset: str) -> Iterator[dict]:
 
 
 def row_of(ref: dict, images: dict, annotations: dict, instances_path: str | Path) -> dict:
-    """One reference without its picture, whose name is the one in instances.json: the ref's own is no file's."""
+    """One reference without its picture, whose name is the one in instances.json: the ref's own is no file's. One that
+    covers no pixel is warned of."""
     image = _find(images, ref["image_id"], "image_id", ref, instances_path)
     ann_ids = ref["ann_id"] if isinstance(ref["ann_id"], list) else [ref["ann_id"]]
     ann_ids = [ann_id for ann_id in ann_ids if ann_id != -1]  # gRefCOCO's [-1] is no target
@@ -141,13 +143,21 @@ def row_of(ref: dict, images: dict, annotations: dict, instances_path: str | Pat
                 f"A reference and its object are in one image, but reference {ref['ref_id']} is in {ref['image_id']} "
                 f"and its annotation {annotation['id']} in {annotation['image_id']}. Take both files from one release."
             )
-    return row_without_image(
+    row = row_without_image(
         ref_id=ref["ref_id"],
         split=ref["split"],
         image=image,
         annotations=meant,
         sentences=ref["sentences"],
     )
+    if meant and not coco_mask.area(row["mask"]):
+        logger.warning(
+            "Reference %d of %s covers no pixel, so it will count as one that means nothing. Are its coordinates in "
+            "pixels?",
+            ref["ref_id"],
+            instances_path,
+        )
+    return row
 
 
 def row_without_image(*, ref_id: int, split: str, image: dict, annotations: list[dict], sentences: list[dict]) -> dict:
