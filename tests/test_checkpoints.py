@@ -213,7 +213,7 @@ def test_a_gradient_that_is_not_finite_stops_before_it_reaches_the_weights_of_a_
     assert contents(halfway / "checkpoints") == before
 
 
-@pytest.mark.parametrize("later", [0.6, 0.8])
+@pytest.mark.parametrize("later", [0.6, pytest.param(0.8, marks=pytest.mark.slow)])
 def test_the_best_model_stays_until_one_is_better_though_the_training_goes_on_from_before_it(
     later, small, tmp_path, monkeypatch
 ):

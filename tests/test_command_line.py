@@ -126,6 +126,7 @@ def test_bad_pictures_are_named_and_the_good_ones_answered(pictures, tmp_path, c
     assert "Traceback" not in err
 
 
+@pytest.mark.slow
 def test_a_name_and_a_sentence_that_are_no_utf_8_are_answered_like_any(pictures, tmp_path):
     shutil.copy(pictures[0], tmp_path / "caf\udce9.png")
     command = [sys.executable, "-m", "m3dec.examples.command_line", "predict", tmp_path / "caf\udce9.png", pictures[1]]
