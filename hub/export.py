@@ -82,8 +82,8 @@ def export(source: str | Path, destination: str | Path, revision: str | None = N
         for name in (*SAVED, *weight_files(folder), *card_and_pictures(folder)):
             shutil.copyfile(real_file(folder, name), flat / name)
         nowhere = {"_name_or_path": ""}  # of pretrained parts, instead of where they lay on this machine
-        edit_json(flat / "config.json", {"auto_map": AUTO_CLASSES, "custom_pipelines": PIPELINES})
-        edit_json(flat / "config.json", {"backbone_config": nowhere, "text_config": nowhere})
+        classes = {"auto_map": AUTO_CLASSES, "custom_pipelines": PIPELINES}
+        edit_json(flat / "config.json", {**classes, "backbone_config": nowhere, "text_config": nowhere})
         processors = {"AutoProcessor": AUTO_PROCESSOR, "AutoImageProcessor": AUTO_IMAGE_PROCESSOR}
         image_processor = {"auto_map": {"AutoImageProcessor": AUTO_IMAGE_PROCESSOR}}
         edit_json(flat / "processor_config.json", {"auto_map": processors, "image_processor": image_processor})
