@@ -71,4 +71,5 @@ class DataArguments:
             "hub": self.dataset,
             "coco": Path(self.expressions or "").name,
             "prepared": Path(self.data_root).resolve().name,
+            "generated": Path(self.instances or "").name,
         }.get(self.source, f"{self.dataset} ({self.split_by})")

@@ -4,10 +4,15 @@
         --output_dir prepared/refcoco --num_shards 8
     python examples/prepare_data.py --source coco --expressions my/expressions.csv --instances my/instances.json \\
         --image_root my/images --check
+    python examples/prepare_data.py --sentences generated --instances my/instances.json --image_root my/images \\
+        --mosaics 5000 --output_dir prepared/mine
 
 Writes output_dir/data/*.parquet, which `--source prepared --data_root output_dir` reads and which can be moved or
 uploaded as they are; output_dir/summary.json, samples.png (random rows: look at them) and vocabulary.txt (the training
 words with their counts). Run again after an interruption, it goes on where it stopped.
+
+With `--sentences generated` nobody has to have written a sentence: they are made from the masks of a COCO instance file.
+`--dry_run` prints fifty of them.
 """
 
 import json
@@ -23,6 +28,7 @@ from m3dec.examples.data_arguments import DataArguments
 from m3dec.processing.drawing import contact_sheet, outline, overlay
 from m3dec.processing.referring_data import ReferringDataError
 from m3dec.processing.referring_data.coco_files import find_faults
+from m3dec.processing.referring_data.generated.rows import generate_referring_dataset
 from m3dec.processing.referring_data.leakage import find_leaks, held_out_images
 from m3dec.processing.referring_data.prepared_shards import check_pictures, write_prepared
 from m3dec.processing.referring_data.published_counts import PUBLISHED_COUNTS
@@ -40,6 +46,19 @@ class PrepareArguments:
     check: bool = field(default=False, metadata={"help": "Only read the data and say what is wrong; write nothing."})
     sample_rows: int = field(default=12, metadata={"help": "Random references on samples.png."})
     seed: int = 0
+    sentences: str | None = field(
+        default=None,
+        metadata={"help": "generated: make them from the masks of --instances, photographs in --image_root."},
+    )
+    words: str | None = field(
+        default=None, metadata={"help": "Words for categories of your own, a YAML file like generated/words.yaml."}
+    )
+    mosaics: int = field(
+        default=0, metadata={"help": "Of generated sentences: so many images more, of one to four photographs each."}
+    )
+    sentences_per_image: int = field(default=16, metadata={"help": "Of generated sentences: at most so many."})
+    val_share: float = field(default=0.1, metadata={"help": "Of generated sentences: the photographs of val, by name."})
+    dry_run: bool = field(default=False, metadata={"help": "Print fifty generated sentences, and write nothing."})
 
 
 def main(command_line: list[str] | None = None):
@@ -47,7 +66,12 @@ def main(command_line: list[str] | None = None):
     data, arguments = parser.parse_args_into_dataclasses(command_line)
     if arguments.check and data.source == "coco":
         check_own_data(data)
-    splits = data.load()
+    if arguments.sentences not in (None, "generated"):
+        parser.error(f"--sentences is 'generated', or left out, but it is {arguments.sentences!r}.")
+    if arguments.dry_run:
+        print_sentences(data, arguments)
+        return
+    splits = generate(data, arguments) if arguments.sentences else data.load()
     output = Path(arguments.output_dir)
     try:
         if arguments.check:
@@ -70,6 +94,25 @@ def main(command_line: list[str] | None = None):
     sheet_of_samples(splits, arguments.sample_rows, arguments.seed).save(output / "samples.png")
     print_leaks(data, splits)
     print(f"Prepared in {output}; look at {output / 'samples.png'}.")
+
+
+def generate(data: DataArguments, arguments: PrepareArguments) -> datasets.DatasetDict:
+    """Splits of sentences made from masks; the program ends here with a sentence where the files are not right."""
+    if not data.instances or not data.image_root:
+        raise SystemExit("--sentences generated needs --instances and --image_root.")
+    data.source = "generated"
+    try:
+        return generate_referring_dataset(
+            data.instances,
+            data.image_root,
+            arguments.words,
+            arguments.mosaics,
+            arguments.sentences_per_image,
+            arguments.val_share,
+            arguments.seed,
+        )
+    except (ValueError, OSError) as error:
+        raise SystemExit(str(error)) from error
 
 
 def check_own_data(data: DataArguments) -> None:

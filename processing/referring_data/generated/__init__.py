@@ -1,0 +1,1 @@
+"""Referring sentences out of instance masks: what nobody wrote a sentence about can be trained on."""

@@ -1,0 +1,98 @@
+"""Mosaics: one to four photographs cropped, mirrored, nearer or farther, side by side, so that a noun has rivals."""
+
+import random
+from collections.abc import Callable
+from dataclasses import replace
+
+import numpy as np
+from PIL import Image
+
+from .photographs import Photograph, Thing
+
+CELLS = (1, 2, 3, 4)
+CELL_WEIGHTS = (0.25, 0.35, 0.2, 0.2)
+CANVASES = ((400, 400), (400, 300), (300, 400), (400, 266))  # width, height in pixels
+SEEN, GONE = 0.6, 0.02  # a thing of which more is seen is still called so; one of which less is seen is gone
+LEAST_PIXELS = 30
+
+
+def make_mosaic(draw: random.Random, another: Callable[[], Photograph], image_id: int) -> Photograph:
+    """A mosaic of photographs that `another` gives, about a thing of each.
+
+    Args:
+        draw: decides everything that is random.
+        another: gives a photograph with at least one thing, drawn by `draw`.
+        image_id: of the mosaic; its file name is made of it.
+    """
+    width, height = draw.choice(CANVASES)
+    boxes = _cells(draw, draw.choices(CELLS, CELL_WEIGHTS)[0], width, height)
+    canvas = np.zeros((height, width, 3), dtype=np.uint8)
+    things, exhaustive = [], True
+    for cell, (left, top, right, bottom) in enumerate(boxes):
+        source = another()
+        source = source.mirrored() if draw.random() < 0.5 else source
+        part = _crop(draw, source, (right - left) / (bottom - top))
+        exhaustive &= source.exhaustive
+        size = (right - left, bottom - top)
+        canvas[top:bottom, left:right] = np.asarray(Image.fromarray(part.image).resize(size, Image.Resampling.BICUBIC))
+        first = 1 + max((thing.id for thing in things), default=0)
+        ids = {thing.id: first + number for number, thing in enumerate(part.things)}
+        for thing in part.things:
+            mask = np.zeros((height, width), dtype=bool)
+            mask[top:bottom, left:right] = np.asarray(
+                Image.fromarray(thing.mask).resize(size, Image.Resampling.NEAREST)
+            )
+            things.append(replace(thing, id=ids[thing.id], owner=ids.get(thing.owner), mask=mask, cell=cell))
+    things = tuple(thing for thing in things if thing.mask.sum() >= LEAST_PIXELS)
+    return Photograph(canvas, things, exhaustive, f"mosaic-{image_id:07d}.jpg", image_id)
+
+
+def _cells(draw: random.Random, count: int, width: int, height: int) -> list[tuple[int, int, int, int]]:
+    """left, top, right, bottom of each cell."""
+    columns = 2 if count == 4 and draw.random() < 0.6 else count
+    rows = count // columns
+    if count == 2 and draw.random() < 0.2:
+        columns, rows = 1, 2
+    return [
+        (width * x // columns, height * y // rows, width * (x + 1) // columns, height * (y + 1) // rows)
+        for y in range(rows)
+        for x in range(columns)
+    ]
+
+
+def _crop(draw: random.Random, photograph: Photograph, aspect: float) -> Photograph:
+    """A window of `aspect` (width by height) around one of the things, that cuts nothing in half if it can be."""
+    height, width = photograph.image.shape[:2]
+    most = min(width, height * aspect)  # the widest window
+    whole = [thing for thing in photograph.things if thing.owner is None and not thing.crowd] or photograph.things
+    for last in (False,) * 6 + (True,):
+        left, top, right, bottom = draw.choice(whole).box
+        least = min(most, 1.1 * max(right - left, (bottom - top) * aspect, 40))
+        window = most if last else draw.uniform(least, most)
+        x = _place(draw, left, right, window, width)
+        y = _place(draw, top, bottom, window / aspect, height)
+        box = (round(x), round(y), max(round(x + window), round(x) + 1), max(round(y + window / aspect), round(y) + 1))
+        parts = [_seen(thing, box) for thing in photograph.things]
+        if None not in parts:
+            break
+    things = tuple(part for part in parts if part)
+    cut = None in parts  # something is half seen: then it is not said how many there are
+    image = photograph.image[box[1] : box[3], box[0] : box[2]]
+    return replace(photograph, image=image, things=things, exhaustive=photograph.exhaustive and not cut)
+
+
+def _place(draw: random.Random, low: float, high: float, window: float, side: float) -> float:
+    """Where a window begins that holds low to high, or their middle, and does not leave the side."""
+    first, last = max(0.0, high - window), min(low, side - window)
+    if first > last:
+        first = last = min(max((low + high - window) / 2, 0.0), side - window)
+    return draw.uniform(first, last)
+
+
+def _seen(thing: Thing, box: tuple[int, int, int, int]) -> Thing | bool | None:
+    """The thing within a window; False where it is gone; None where it is cut, or a crowd is partly seen."""
+    mask = thing.mask[box[1] : box[3], box[0] : box[2]]
+    share = mask.sum() / thing.area
+    if share <= GONE:
+        return False
+    return replace(thing, mask=mask) if share >= SEEN or thing.region or thing.crowd or thing.owner else None
