@@ -46,6 +46,7 @@ from m3dec.examples.training_parts import (
     check_packages,
     counts_of,
     evaluation_images,
+    freezes_text_encoder,
     normalized,
     rate_at,
     read_data,
@@ -254,13 +255,16 @@ def reconstruction_spread(model: M3DecForImageSegmentation, outputs, attention_m
 
 
 def training_mode(training: Training) -> None:
-    """As `model.train()`, but the batch norms that the recipe freezes keep their statistics."""
+    """As `model.train()`, but the batch norms that the recipe freezes keep their statistics, and a BERT that it
+    freezes drops nothing out."""
     training.wrapped.train()
     backbone = training.model.model.vision_encoder.backbone
     parts = {"none": (), "backbone": backbone.modules(), "all": training.model.modules()}
     for module in parts[training.recipe.frozen_batch_norms]:
         if isinstance(module, _BatchNorm):
             module.eval()
+    if freezes_text_encoder(training.recipe, training.model):
+        training.model.model.language_encoder.text_encoder.eval()
 
 
 def build_accelerator(recipe: TrainingRecipe) -> Accelerator:
@@ -496,6 +500,8 @@ def lasting_settings(training: Training) -> dict:
     """What must be the same when a training goes on: with another, the state would fit and mean something else."""
     names = ("seed", "optimizer", "sentences", "expressions_per_image")
     settings = {name: getattr(training.recipe, name) for name in names}
+    if freezes_text_encoder(training.recipe, training.model):
+        settings["text_encoder"] = "frozen"  # the optimizer has no state of it
     return settings | {"images_per_step": training.step_size, "steps_per_epoch": training.steps_per_epoch}
 
 

@@ -315,12 +315,16 @@ def normalized(batch: dict, image_processor: M3DecImageProcessor) -> dict:
 
 
 def build_optimizer(model: M3DecForImageSegmentation, recipe: TrainingRecipe) -> torch.optim.Optimizer:
-    """Adam or AdamW over what is trainable: backbone and BERT at their own rates, norms and biases without decay."""
-    language = model.model.language_encoder
+    """Adam or AdamW over what is trainable: backbone and BERT at their own rates, norms and biases without decay.
+
+    A BERT at the rate 0 is frozen here: its parameters get no gradient, and its forward pass keeps nothing for one."""
     backbone = set(model.model.vision_encoder.backbone.parameters())
+    language = model.model.language_encoder
     text_encoder = set(language.text_encoder.parameters()) if model.config.text_config is not None else set()
+    if freezes_text_encoder(recipe, model):
+        language.text_encoder.requires_grad_(False)
     rates = {"backbone": recipe.backbone_learning_rate, "text_encoder": recipe.text_encoder_learning_rate}
-    groups = defaultdict(list)  # whatever their rates are, so that a resumed training may change them
+    groups = defaultdict(list)  # also at the rate 0, unless frozen: a resumed training may change a rate
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             part = "backbone" if parameter in backbone else "text_encoder" if parameter in text_encoder else "rest"
@@ -334,6 +338,11 @@ def build_optimizer(model: M3DecForImageSegmentation, recipe: TrainingRecipe) ->
         for (part, plain), parameters in groups.items()
     ]
     return {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[recipe.optimizer](groups, fused=True)
+
+
+def freezes_text_encoder(recipe: TrainingRecipe, model: M3DecForImageSegmentation) -> bool:
+    """Whether the model has a BERT, and the recipe a learning rate of 0 for it."""
+    return model.config.text_config is not None and recipe.text_encoder_learning_rate == 0
 
 
 def rate_at(recipe: TrainingRecipe, steps_per_epoch: int, total_steps: int):

@@ -84,7 +84,12 @@ class TrainingRecipe(DataArguments):
     optimizer: str = field(default="adamw", metadata={"help": "adam or adamw."})
     learning_rate: float = 1e-3
     backbone_learning_rate: float | None = field(default=None, metadata={"help": "None: learning_rate."})
-    text_encoder_learning_rate: float | None = field(default=None, metadata={"help": "BERT's. None: learning_rate."})
+    text_encoder_learning_rate: float | None = field(
+        default=None,
+        metadata={
+            "help": "BERT's. None: learning_rate. 0 freezes it: no gradient is computed for it, and its dropout is off."
+        },
+    )
     weight_decay: float = field(default=0.0, metadata={"help": "Of all but norms and biases."})
     lr_scheduler_type: str = field(
         default="cosine", metadata={"help": "cosine, poly, step or constant, after the warm-up."}

@@ -22,6 +22,7 @@ from transformers import BertConfig
 from m3dec import M3DecConfig, M3DecForImageSegmentation, M3DecProcessor
 from m3dec.examples import train, training_parts
 from m3dec.examples.evaluate_referring import by_kind, evaluate
+from m3dec.examples.train import training_mode
 from m3dec.examples.training_parts import batch_sizes, build_optimizer, trained_model
 from m3dec.examples.training_recipe import TrainingRecipe, parse_recipe
 from m3dec.hub import SHIPPED_CHECKPOINT
@@ -124,6 +125,41 @@ def test_norms_and_biases_do_not_decay_and_backbone_and_bert_have_their_own_rate
             assert seen[parameter] == (rate, 0.1 if decays else 0.0), name
     norms = {p for m in model.modules() if isinstance(m, _BatchNorm | torch.nn.LayerNorm) for p in m.parameters()}
     assert norms and all(seen[p][1] == 0 for p in norms if p.requires_grad)
+
+
+def test_a_bert_at_the_rate_zero_is_frozen_and_only_the_layers_around_it_are_trained():
+    text = BertConfig(vocab_size=50, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16)
+    model = M3DecForImageSegmentation(M3DecConfig(**{**TINY, "text_config": text}))
+    language = model.model.language_encoder
+    recipe = TrainingRecipe(text_encoder_learning_rate=0.0)
+    optimizer = build_optimizer(model, recipe)
+    training_mode(SimpleNamespace(wrapped=model, model=model, recipe=recipe))
+    trained = {parameter for group in optimizer.param_groups for parameter in group["params"]}
+    assert trained == {parameter for parameter in model.parameters() if parameter.requires_grad}
+    assert trained.isdisjoint(language.text_encoder.parameters())
+    assert trained >= set(language.word_projection.parameters())
+    dropouts = [module for module in language.text_encoder.modules() if isinstance(module, torch.nn.Dropout)]
+    assert dropouts and not any(module.training for module in language.text_encoder.modules())
+    assert model.training and language.word_projection.training
+    input_ids = torch.tensor([[2, 3, 4]])
+    hidden = language.text_encoder(input_ids=input_ids).last_hidden_state
+    assert hidden.grad_fn is None  # no graph was built
+    assert torch.equal(hidden, language.text_encoder(input_ids=input_ids).last_hidden_state)
+    outputs = model(torch.rand(2, 3, 64, 64), input_ids.expand(2, 3), labels=torch.zeros(2, 64, 64))
+    outputs.loss.backward()
+    assert language.word_projection.weight.grad.any()
+    assert all(parameter.grad is None for parameter in language.text_encoder.parameters())
+
+
+def test_a_bert_with_a_rate_of_its_own_is_trained_with_its_dropout():
+    text = BertConfig(vocab_size=50, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16)
+    model = M3DecForImageSegmentation(M3DecConfig(**{**TINY, "text_config": text}))
+    recipe = TrainingRecipe(text_encoder_learning_rate=1e-5)
+    build_optimizer(model, recipe)
+    training_mode(SimpleNamespace(wrapped=model, model=model, recipe=recipe))
+    text_encoder = model.model.language_encoder.text_encoder
+    assert all(parameter.requires_grad for parameter in text_encoder.parameters())
+    assert all(module.training for module in text_encoder.modules())
 
 
 def test_a_rate_of_zero_is_one():
