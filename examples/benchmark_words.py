@@ -1,0 +1,106 @@
+"""What a model makes of words: how many everyday words it has a row for, and what a synonym costs that no training
+sentence had.
+
+    python examples/benchmark_words.py --model hub/checkpoints/m3dec-photos --data_roots outputs/photographs_data/*
+
+Every sentence of the evaluation split that has a trained word is asked as it is, and with the word replaced by its
+synonym. examples/studies/unseen_synonyms.csv lists the pairs, examples/studies/everyday_words.txt the words.
+"""
+
+import csv
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import datasets
+import torch
+from accelerate import Accelerator
+from transformers import HfArgumentParser, PreTrainedTokenizerBase
+
+from m3dec import M3DecForImageSegmentation, M3DecProcessor
+from m3dec.examples.evaluate_referring import evaluate
+from m3dec.examples.expression_results import ExpressionResult
+from m3dec.processing.referring_data import load_referring_dataset
+
+STUDIES = Path(__file__).parent / "studies"
+
+
+@dataclass
+class WordArguments:
+    model: str = field(metadata={"help": "A folder or hub name."})
+    data_roots: list[str] = field(metadata={"help": "Folders of prepared data."})
+    split: str = "val"
+    pairs: str = field(default=str(STUDIES / "unseen_synonyms.csv"), metadata={"help": "A .csv of word,synonym."})
+    most_references: int = field(default=40, metadata={"help": "Of each pair and set, the first ones."})
+
+
+def main(command_line: list[str] | None = None):
+    (arguments,) = HfArgumentParser(WordArguments).parse_args_into_dataclasses(command_line)
+    model = M3DecForImageSegmentation.from_pretrained(arguments.model)
+    processor = M3DecProcessor.from_pretrained(arguments.model)
+    everyday = (STUDIES / "everyday_words.txt").read_text(encoding="utf-8").split()
+    known = [word for word in everyday if is_one_token(processor.tokenizer, word)]
+    print(f"{len(known)} of {len(everyday)} everyday words have a row of their own.")
+
+    with open(arguments.pairs, encoding="utf-8", newline="") as file:
+        pairs = [(row["word"], row["synonym"]) for row in csv.DictReader(file)]
+    splits = [load_referring_dataset("prepared", root=root) for root in arguments.data_roots]
+    tables = [tables[arguments.split] for tables in splits if arguments.split in tables]
+    accelerator, differences = Accelerator(cpu=not torch.accelerator.is_available()), []
+    print(f"{'word':16}{'synonym':16}{'sentences':>10}{'mIoU':>8}{'replaced':>10}{'difference':>12}")
+    for word, synonym in pairs:
+        own, other = [], []
+        for table in tables:
+            asked = with_word(table, word, arguments.most_references)
+            if len(asked):
+                changed = asked.map(replaced, fn_kwargs={"word": word, "by": synonym}, features=asked.features)
+                own += evaluate(model, processor, asked, accelerator)
+                other += evaluate(model, processor, changed, accelerator)
+        if own:
+            before, after = mean_iou(own), mean_iou(other)
+            differences.append((before, after))
+            print(f"{word:16}{synonym:16}{len(own):10}{before:8.1%}{after:10.1%}{after - before:+12.1%}")
+    before, after = (sum(column) / len(differences) for column in zip(*differences, strict=True))
+    print(f"{f'mean of {len(differences)} pairs':42}{before:8.1%}{after:10.1%}{after - before:+12.1%}")
+
+
+def mean_iou(results: list[ExpressionResult]) -> float:
+    return sum(result.iou for result in results) / len(results)
+
+
+def is_one_token(tokenizer: PreTrainedTokenizerBase, word: str) -> bool:
+    """Whether a word is one token that is not the unknown one; a word in pieces has no row of its own."""
+    ids = tokenizer(word, add_special_tokens=False)["input_ids"]
+    return len(ids) == 1 and ids[0] != tokenizer.unk_token_id
+
+
+def with_word(table: datasets.Dataset, word: str, most: int) -> datasets.Dataset:
+    """The first `most` rows that mean one thing, with those of their sentences that have the word."""
+    sentences = table.select_columns(["sentences", "ann_id"])
+    rows = [
+        n for n, row in enumerate(sentences) if len(row["ann_id"]) == 1 and any(has(s, word) for s in row["sentences"])
+    ]
+    chosen = table.select(rows[:most])
+    return chosen.map(_only, fn_kwargs={"word": word}, features=chosen.features)
+
+
+def has(sentence: dict, word: str) -> bool:
+    return re.search(rf"\b{re.escape(word)}\b", sentence["sent"]) is not None
+
+
+def _only(row: dict, word: str) -> dict:
+    return {"sentences": [sentence for sentence in row["sentences"] if has(sentence, word)]}
+
+
+def replaced(row: dict, word: str, by: str) -> dict:
+    """A row with the word replaced in all its sentences."""
+    change = re.compile(rf"\b{re.escape(word)}\b")
+    sentences = [
+        {**sentence, "raw": change.sub(by, sentence["raw"]), "sent": change.sub(by, sentence["sent"])}
+        for sentence in row["sentences"]
+    ]
+    return {"sentences": sentences}
+
+
+if __name__ == "__main__":
+    main()
