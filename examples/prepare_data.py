@@ -11,10 +11,11 @@ Writes output_dir/data/*.parquet, which `--source prepared --data_root output_di
 uploaded as they are; output_dir/summary.json, samples.png (random rows: look at them) and vocabulary.txt (the training
 words with their counts). Run again after an interruption, it goes on where it stopped.
 
-With `--sentences generated` nobody has to have written a sentence: they are made from the masks of a COCO instance file.
-`--dry_run` prints fifty of them.
+With `--sentences generated` nobody has to have written a sentence: they are made from the masks of a COCO instance
+file. `--dry_run` prints fifty of them.
 """
 
+import itertools
 import json
 import random
 from dataclasses import dataclass, field
@@ -28,7 +29,7 @@ from m3dec.examples.data_arguments import DataArguments
 from m3dec.processing.drawing import contact_sheet, outline, overlay
 from m3dec.processing.referring_data import ReferringDataError
 from m3dec.processing.referring_data.coco_files import find_faults
-from m3dec.processing.referring_data.generated.rows import generate_referring_dataset
+from m3dec.processing.referring_data.generated.rows import generate_referring_dataset, random_sentences
 from m3dec.processing.referring_data.leakage import find_leaks, held_out_images
 from m3dec.processing.referring_data.prepared_shards import check_pictures, write_prepared
 from m3dec.processing.referring_data.published_counts import PUBLISHED_COUNTS
@@ -69,6 +70,8 @@ def main(command_line: list[str] | None = None):
     if arguments.sentences not in (None, "generated"):
         parser.error(f"--sentences is 'generated', or left out, but it is {arguments.sentences!r}.")
     if arguments.dry_run:
+        if arguments.sentences is None:
+            parser.error("--dry_run prints generated sentences: add --sentences generated.")
         print_sentences(data, arguments)
         return
     splits = generate(data, arguments) if arguments.sentences else data.load()
@@ -98,9 +101,7 @@ def main(command_line: list[str] | None = None):
 
 def generate(data: DataArguments, arguments: PrepareArguments) -> datasets.DatasetDict:
     """Splits of sentences made from masks; the program ends here with a sentence where the files are not right."""
-    if not data.instances or not data.image_root:
-        raise SystemExit("--sentences generated needs --instances and --image_root.")
-    data.source = "generated"
+    check_generated(data)
     try:
         return generate_referring_dataset(
             data.instances,
@@ -113,6 +114,24 @@ def generate(data: DataArguments, arguments: PrepareArguments) -> datasets.Datas
         )
     except (ValueError, OSError) as error:
         raise SystemExit(str(error)) from error
+
+
+def print_sentences(data: DataArguments, arguments: PrepareArguments, count: int = 50) -> None:
+    """Print `count` sentences of random images, with their kinds and images; nothing is written."""
+    check_generated(data)
+    sentences = random_sentences(data.instances, data.image_root, arguments.words, arguments.seed)
+    try:
+        for file_name, sentence in itertools.islice(sentences, count):
+            print(f"{sentence.kind:16}{sentence.text:60}  {file_name}")
+    except (ValueError, OSError) as error:
+        raise SystemExit(str(error)) from error
+
+
+def check_generated(data: DataArguments) -> None:
+    """End the program where sentences are to be made and the masks or images are not given."""
+    if not data.instances or not data.image_root:
+        raise SystemExit("--sentences generated needs --instances and --image_root.")
+    data.source = "generated"
 
 
 def check_own_data(data: DataArguments) -> None:

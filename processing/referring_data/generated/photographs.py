@@ -1,4 +1,4 @@
-"""Photographs with annotated things, out of a COCO-style instance file of any size, one photograph in memory at a time."""
+"""Photographs with annotated things, out of a COCO instance file of any size, one photograph in memory at a time."""
 
 import functools
 import json
@@ -75,7 +75,7 @@ class Photograph:
 
 
 class InstanceFile:
-    """A COCO instance file. Its text stays in memory once, a byte a letter; an annotation is parsed when it is asked for.
+    """A COCO instance file. Its text stays in memory once, a byte a letter, and an annotation is parsed when asked for.
 
     Of COCO's own fields `images`, `annotations` and `categories` are read. Further fields are known: an annotation's
     `region` and `part_of`, and an image's `exhaustive`. A file none of whose images says `exhaustive` is taken for one
@@ -140,9 +140,8 @@ class InstanceFile:
                 f"An image has the size its annotations say, but {entry['file_name']} is {image.shape[:2]} and its "
                 f"annotations are for {(entry['height'], entry['width'])} (height, width)."
             )
-        things = (
-            self._thing(start, end, entry) for start, end in zip(self._starts[first:last], self._ends[first:last])
-        )
+        places = zip(self._starts[first:last], self._ends[first:last], strict=True)
+        things = (self._thing(start, end, entry) for start, end in places)
         things = tuple(thing for thing in things if thing is not None)
         return Photograph(image, things, entry["exhaustive"], entry["file_name"], image_id)
 

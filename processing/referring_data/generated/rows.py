@@ -79,10 +79,7 @@ def generate_referring_dataset(
         if table is not None and len(table):
             splits[split] = table
     if not splits:
-        raise ReferringDataError(
-            f"No sentence could be made from {instances}. Are its photographs in {image_root}, and their things large "
-            "enough to be asked for?"
-        )
+        raise _nothing_to_say(instances, image_root)
     return splits
 
 
@@ -117,12 +114,35 @@ def generate_rows(
             yield row
 
 
+def random_sentences(
+    instances: str | Path, image_root: str | Path, words: str | Path | None = None, seed: int = 0
+) -> Iterator[tuple[str, Sentence]]:
+    """Sentences of random images, each with its image's file name, without an end; arguments and errors as above."""
+    file, pictures = InstanceFile(instances), PictureFolder(image_root)
+    maker, draw = SentenceMaker(read_words(words), file.categories.values()), random.Random(seed)
+    image_ids, silent = list(file.images), 0
+    while silent < max(100, len(image_ids)):
+        photograph = file.photograph(draw.choice(image_ids), pictures)
+        sentences = maker.describe(photograph, draw, 4) if photograph else []
+        silent = 0 if sentences else silent + 1
+        for sentence in sentences[:2]:
+            yield photograph.file_name, sentence
+    raise _nothing_to_say(instances, image_root)
+
+
 def is_held_out(file_name: str, share: float) -> bool:
     """Whether a photograph belongs to "val": by its own name alone, without folders, so that it stays there whatever
     else is in the file, and where files are put together."""
     name = PurePosixPath(file_name).name
     digest = hashlib.sha256(name.encode("utf-8", "replace")).digest()
     return int.from_bytes(digest[:8], "big") < share * 2**64
+
+
+def _nothing_to_say(instances: str | Path, image_root: str | Path) -> ReferringDataError:
+    return ReferringDataError(
+        f"No sentence could be made from {instances}. Are its photographs in {image_root}, and their things large "
+        "enough to be asked for?"
+    )
 
 
 def _pictured(

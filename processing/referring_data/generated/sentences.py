@@ -562,9 +562,10 @@ def _wearing(said: str, entry: CategoryWords, draw: random.Random) -> str:
     article = "" if entry.pair or draw.random() < 0.15 else draw.choice(("a ", "the ", "a "))
     if article == "a " and said[0] in "aeiou":
         article = "an "
-    if entry.carried:
-        return f"{draw.choice(('with', 'with', 'carrying', 'holding', 'who has', 'that carries'))} {article}{said}"
-    return f"{draw.choice(('in', 'with', 'wearing', 'wearing', 'who is wearing', 'who wears', 'that has'))} {article}{said}"
+    ways = ("with", "with", "carrying", "holding", "who has", "that carries")
+    if not entry.carried:
+        ways = ("in", "with", "wearing", "wearing", "who is wearing", "who wears", "that has")
+    return f"{draw.choice(ways)} {article}{said}"
 
 
 def _praise(entry: CategoryWords) -> tuple[str, ...]:
