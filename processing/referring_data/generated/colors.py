@@ -14,19 +14,26 @@ REFERENCES = {
     "yellow": [(245, 215, 40), (230, 200, 80), (255, 235, 110)],
     "green": [(30, 130, 50), (90, 160, 70), (50, 80, 45), (130, 190, 90), (20, 90, 70)],
     "turquoise": [(60, 190, 180), (0, 130, 130), (120, 210, 205)],
-    "blue": [(30, 70, 180), (60, 110, 200), (25, 35, 90), (100, 150, 220), (70, 95, 130), (40, 55, 85)],
+    "blue": [
+        (30, 70, 180),
+        (60, 110, 200),
+        (25, 35, 90),
+        (100, 150, 220),
+        (70, 95, 130),
+        (40, 55, 85),
+        (180, 200, 228),
+    ],
     "purple": [(110, 40, 140), (80, 30, 100), (150, 100, 180)],
     "pink": [(245, 150, 180), (230, 80, 140), (250, 190, 200)],
     "brown": [(110, 65, 35), (80, 50, 30), (140, 90, 55), (95, 75, 55)],
     "beige": [(215, 195, 160), (195, 170, 135), (230, 215, 190)],
-}
+}  # fmt: skip
 COLORS = tuple(REFERENCES)
 SPOKEN = {  # other words for a color
     "gray": ("gray", "grey"),
     "turquoise": ("turquoise", "teal", "cyan"),
     "purple": ("purple", "violet"),
     "beige": ("beige", "tan", "cream"),
-    "red": ("red", "red", "dark red"),
 }
 NEAR = {  # colors that people do not tell apart for sure; a thing of one may be called the other
     frozenset(pair)
@@ -40,6 +47,7 @@ NEAR = {  # colors that people do not tell apart for sure; a thing of one may be
 }  # fmt: skip
 MOST = 0.55  # of its pixels have the color that a thing is called by
 FEW = 0.15  # or less have it: the thing is surely not called so
+EACH, TOGETHER = 0.25, 0.75  # of its pixels have each of two colors, and the two together
 
 
 def color_shares(labels: np.ndarray, mask: np.ndarray) -> np.ndarray:
@@ -60,6 +68,14 @@ def has_color(shares: np.ndarray, color: str) -> bool | None:
     if share >= MOST:
         return True
     return False if share <= FEW and frozenset((main, color)) not in NEAR else None
+
+
+def has_both(shares: np.ndarray, first: str, second: str) -> bool | None:
+    """Whether a thing of these `color_shares` is called "black and white": yes, no, or not sure (None)."""
+    one, other = shares[COLORS.index(first)], shares[COLORS.index(second)]
+    if min(one, other) >= EACH and one + other >= TOGETHER:
+        return True
+    return False if min(one, other) <= FEW / 3 else None
 
 
 def sure_color(shares: np.ndarray) -> str | None:

@@ -69,6 +69,11 @@ class Photograph:
         """Thing's id → the share of each color in it."""
         return {thing.id: color_shares(self.color_labels, thing.mask) for thing in self.things}
 
+    @functools.cached_property
+    def is_dark(self) -> bool:
+        """Whether it was taken at night: its colors cannot be told."""
+        return float(self.image[::4, ::4].mean()) < 55
+
     def mirrored(self) -> "Photograph":
         things = tuple(replace(thing, mask=thing.mask[:, ::-1]) for thing in self.things)
         return replace(self, image=self.image[:, ::-1], things=things)

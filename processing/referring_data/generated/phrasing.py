@@ -9,7 +9,8 @@ REQUESTS = (
     "look for", "i want", "give me", "highlight", "please mark", "could you select", "cut out", "just",
 )  # fmt: skip
 FILLERS = ("please", "in the picture", "in the photo", "in this image", "in the image", "here", "in this photo", "pls")
-REQUEST, FILLER, PRAISE, WHO, SLIP = 0.06, 0.07, 0.03, 0.12, 0.04  # how often
+PLACES = ("on the ", "in the ", "at the ", "to the ")
+REQUEST, FILLER, PRAISE, WHO, TURNED, SLIP = 0.06, 0.07, 0.04, 0.12, 0.04, 0.04  # how often
 
 
 @dataclass(frozen=True)
@@ -23,11 +24,12 @@ class NounPhrase:
     color: str = ""
     after: tuple[str, ...] = ()  # "on the left"
     plural: bool = False
-    filler: tuple[str, ...] = ()  # adjectives that say nothing
+    praise: tuple[str, ...] = ()  # adjectives that say nothing
 
     @property
-    def noun_only(self) -> str:
-        return self.noun
+    def is_bare(self) -> bool:
+        """Whether nothing stands before or after the noun."""
+        return not (self.before or self.size or self.color or self.after)
 
     def with_before(self, word: str) -> "NounPhrase":
         return replace(self, before=(word, *self.before))
@@ -50,23 +52,31 @@ class NounPhrase:
 def spoken(phrase: NounPhrase, draw: random.Random) -> str:
     """The phrase as a person may type it."""
     article = phrase.article if phrase.article is not None else draw.choices(ARTICLES, ARTICLE_WEIGHTS)[0]
-    if phrase.filler and draw.random() < PRAISE:
-        phrase = replace(phrase, size=f"{draw.choice(phrase.filler)} {phrase.size}".strip())
+    if article == "that" and phrase.plural:
+        article = "those"
+    if phrase.praise and draw.random() < PRAISE:
+        phrase = replace(phrase, size=f"{draw.choice(phrase.praise)} {phrase.size}".strip())
     first = phrase.after[0] if phrase.after else ""
-    if (
-        first.startswith(("on ", "in ", "at ", "left of", "right of", "next to", "with ", "wearing"))
-        and draw.random() < WHO
-    ):
-        verb = "are" if phrase.plural or (phrase.article or "").startswith(("both", "all", "the two")) else "is"
-        verb = "has" if first.startswith("with ") and verb == "is" else verb
-        rest = first.removeprefix("with ") if verb == "has" else first
-        phrase = replace(phrase, after=(f"that {verb} {rest}", *phrase.after[1:]))
     text = phrase.said(article)
+    if first.startswith(PLACES) and draw.random() < TURNED:
+        rest = replace(phrase, after=phrase.after[1:]).said(article)
+        text = f"{first}, {rest}" if not article or draw.random() < 0.7 else f"{first} {rest}"
+    elif first.startswith((*PLACES, "with ", "wearing ", "standing ", "left of", "right of", "next to")):
+        text = _with_verb(phrase).said(article) if draw.random() < WHO else text
     if draw.random() < REQUEST:
         text = f"{draw.choice(REQUESTS)} {text}"
-    if draw.random() < FILLER:
+    if draw.random() < FILLER and " image" not in text and " picture" not in text:
         text = f"{text} {draw.choice(FILLERS)}"
     return _with_slip(text, draw) if draw.random() < SLIP else text
+
+
+def _with_verb(phrase: NounPhrase) -> NounPhrase:
+    """ "the dog that is on the left", "the person that has a bag"."""
+    first = phrase.after[0]
+    verb = "are" if phrase.plural else "is"
+    if first.startswith("with "):
+        verb, first = "have" if phrase.plural else "has", first.removeprefix("with ")
+    return replace(phrase, after=(f"that {verb} {first}", *phrase.after[1:]))
 
 
 def _with_slip(text: str, draw: random.Random) -> str:

@@ -13,6 +13,8 @@ APART = 0.07  # of the image's side, between positions that are told apart
 LARGER = 1.6  # times as many pixels: bigger
 TALLER = 1.3  # times as high or wide
 NEXT, AWAY = 0.04, 0.12  # of the image's diagonal, between things that are next to each other and that are not
+MOST_OVERLAP = 0.3  # of the smaller box lies in the other, of things that are beside each other
+SAME = 0.75  # of two masks of a kind is common: one thing, annotated twice
 LEAST_AREA = 0.0004  # of the image: smaller things are not asked for
 MOST_RIVALS = 12  # of more, nobody counts the third
 MOST_TRUSTED, TRUSTED_AREA, TRUSTED_ALONE = 6, 0.015, 0.05  # of an image that does not say that all is annotated
@@ -22,12 +24,13 @@ class Scene:
     """The things of one photograph, and which of them a word may mean."""
 
     def __init__(self, photograph: Photograph, words: dict[str, CategoryWords]):
-        self.photograph = photograph
+        self.photograph, self.known = photograph, words
         self.height, self.width = photograph.image.shape[:2]
-        self.things = [thing for thing in photograph.things if not thing.crowd]
+        self.things = _without_doubles([thing for thing in photograph.things if not thing.crowd])
         self.by_id = {thing.id: thing for thing in self.things}
         self.words = {thing.category: words_of(thing.category, words) for thing in photograph.things}
         self.crowds = [thing for thing in photograph.things if thing.crowd]
+        self.wholes = [thing for thing in self.things if thing.owner is None]
         self.parts = {}  # owner's id → its parts
         for thing in self.things:
             if thing.owner is not None:
@@ -53,6 +56,23 @@ class Scene:
 
     def is_large_enough(self, thing: Thing) -> bool:
         return thing.area >= max(LEAST_AREA * self.height * self.width, 30)
+
+    def are_alike(self, thing: Thing) -> bool:
+        """Whether all that stands in the image is of one category, so that "one" is enough of a noun."""
+        alike = all(other.category == thing.category for other in (*self.wholes, *self.crowds))
+        entry = self.entry(thing)
+        several = alike and thing.owner is None and len(self.wholes) > 1
+        return several and self.trusted(entry.words[0]) and not (entry.stuff or entry.pair)
+
+    def is_plainly_largest(self, thing: Thing, word: str) -> bool:
+        """Whether a thing is by far the biggest that `word` may mean, and big enough that none is overlooked."""
+        crowded = any(word in self.entry(crowd).possible for crowd in self.crowds)
+        big = thing.area >= TRUSTED_AREA * self.height * self.width
+        return big and not crowded and self.largest(self.meant_by(word), lambda other: other.area, LARGER) is thing
+
+    def told_sex(self, thing: Thing) -> set[str]:
+        """ "woman" or "man", or both, where what a person wears tells it."""
+        return {self.entry(part).tells for part in self.parts.get(thing.id, ())} - {""}
 
     # Properties: functions of a thing
 
@@ -105,10 +125,12 @@ class Scene:
     # Relations between two things
 
     def left_of(self, thing: Thing, other: Thing) -> bool | None:
-        return _before(thing.center[0], other.center[0], self.width)
+        sure = _before(thing.center[0], other.center[0], self.width)
+        return None if sure and self.overlap(thing, other) > MOST_OVERLAP else sure
 
     def above(self, thing: Thing, other: Thing) -> bool | None:
         sure = _before(thing.center[1], other.center[1], self.height)
+        sure = None if sure and self.overlap(thing, other) > MOST_OVERLAP else sure
         beside = abs(thing.center[0] - other.center[0]) > 0.5 * max(_width(thing), _width(other))
         return None if sure and beside else sure
 
@@ -118,8 +140,7 @@ class Scene:
         gap = self.gap(thing, other)
         if gap > AWAY:
             return False
-        inside = _box_area(_common_box(thing.box, other.box)) > 0.3 * min(_box_area(thing.box), _box_area(other.box))
-        return True if gap <= NEXT and not inside else None
+        return True if gap <= NEXT and self.overlap(thing, other) <= MOST_OVERLAP else None
 
     def on(self, thing: Thing, other: Thing) -> bool | None:
         """Whether a thing stands, sits or lies on another, as far as masks show it."""
@@ -130,6 +151,40 @@ class Scene:
         foot = thing.box[3]
         lies = over and top + 0.02 * self.height < foot <= bottom and _width(thing) < 0.9 * (right - left)
         return True if lies and self.touches(thing, other) else None
+
+    def inside(self, thing: Thing, other: Thing) -> bool | None:
+        """Whether a thing lies in another, as an apple in a bowl."""
+        if thing.cell != other.cell or self.gap(thing, other) > NEXT / 2:
+            return False
+        within = _box_area(_common_box(thing.box, other.box)) >= 0.8 * _box_area(thing.box)
+        over = thing.center[1] < other.center[1] + 0.1 * _height(other)
+        return True if within and over and thing.area < other.area and self.touches(thing, other) else None
+
+    def in_front_of(self, thing: Thing, other: Thing) -> bool | None:
+        """Whether one of two things of a kind stands before the other: nearer, lower, bigger, and partly over it."""
+        if thing.cell != other.cell or thing.category != other.category or self.entry(thing).fixed:
+            return False
+        lower = thing.box[3] - other.box[3]
+        if lower <= 0 or self.gap(thing, other) > AWAY:
+            return False
+        left, _, right, _ = _common_box(thing.box, other.box)
+        over = right - left >= 0.4 * min(_width(thing), _width(other)) and self.touches(thing, other)
+        near = lower >= APART * self.height and thing.area >= 1.2 * other.area
+        return True if near and over and other.box[3] > thing.box[1] else None
+
+    def rides(self, thing: Thing, other: Thing) -> bool | None:
+        """Whether a person is on a horse, a bicycle or a board."""
+        if thing.cell != other.cell or self.gap(thing, other) > NEXT / 2:
+            return False
+        left, _, right, _ = _common_box(thing.box, other.box)
+        over = right - left >= 0.5 * min(_width(thing), _width(other)) and thing.center[1] < other.center[1]
+        lifted = thing.box[3] <= other.box[3] - 0.1 * _height(other)
+        return True if over and lifted and self.touches(thing, other) else None
+
+    def overlap(self, thing: Thing, other: Thing) -> float:
+        """The share of the smaller box that lies in the other."""
+        common = _box_area(_common_box(thing.box, other.box))
+        return common / min(_box_area(thing.box), _box_area(other.box))
 
     def gap(self, thing: Thing, other: Thing) -> float:
         """Between the boxes, as a share of the image's diagonal."""
@@ -162,6 +217,13 @@ class Scene:
         places = [sign * thing.center[axis] for thing in order]
         apart = min((b - a for a, b in zip(places, places[1:])), default=0)  # noqa: B905, RUF007
         return order if len(order) > 1 and apart >= APART * length else None
+
+    def is_apart(self, things: Sequence[Thing], thing: Thing, side: str) -> bool:
+        """Whether no other thing is on this side of the image too, so that "the left one" can only be this."""
+        axis, sign, length = self._axis(side)
+        others = [sign * (other.center[axis] - length / 2) for other in things if other is not thing]
+        place = sign * (thing.center[axis] - length / 2)
+        return len(others) == 1 or all(other >= 0 or other - place >= 0.25 * length for other in others)
 
     def middle(self, things: Sequence[Thing]) -> Thing | None:
         """The middle one of three, or of any odd number, from left to right."""
@@ -221,6 +283,29 @@ def _box_area(box: tuple) -> int:
 
 def _width(thing: Thing) -> int:
     return thing.box[2] - thing.box[0]
+
+
+def _height(thing: Thing) -> int:
+    return thing.box[3] - thing.box[1]
+
+
+def _without_doubles(things: list[Thing]) -> list[Thing]:
+    """The things, each once: some files annotate one thing twice."""
+    kept = []
+    for thing in things:
+        near = [other for other in kept if other.category == thing.category and other.owner == thing.owner]
+        if not any(_are_same(thing, other) for other in near):
+            kept.append(thing)
+    return kept
+
+
+def _are_same(thing: Thing, other: Thing) -> bool:
+    common = _box_area(_common_box(thing.box, other.box))
+    if common < SAME * max(_box_area(thing.box), _box_area(other.box)):
+        return False
+    left, top, right, bottom = _common_box(thing.box, other.box)
+    both = thing.mask[top:bottom, left:right] & other.mask[top:bottom, left:right]
+    return both.sum() >= SAME * max(thing.area, other.area)
 
 
 def _grown(box: tuple, by: int) -> tuple[int, int, int, int]:

@@ -18,6 +18,7 @@ class CategoryWords:
     words: tuple[str, ...]
     also: tuple[str, ...] = ()
     alone: tuple[str, ...] = ()
+    maybe: tuple[str, ...] = ()
     women: tuple[str, ...] = ()
     men: tuple[str, ...] = ()
     plural: dict[str, str] = field(default_factory=dict)
@@ -25,6 +26,10 @@ class CategoryWords:
     color: bool = True
     rare: bool = False
     holds: bool = False
+    inside: bool = False
+    ridden: bool = False
+    fixed: bool = False
+    seldom: bool = False
     worn: bool = False
     carried: bool = False
     stuff: bool = False
@@ -38,7 +43,7 @@ class CategoryWords:
     @functools.cached_property
     def possible(self) -> frozenset[str]:
         """All words that may be true of a thing of the category."""
-        return frozenset(self.words + self.also + self.alone + self.women + self.men)
+        return frozenset(self.words + self.also + self.alone + self.maybe + self.women + self.men)
 
     def plural_of(self, word: str) -> str:
         """The plural of one of the category's words, by the entry or by the rules of English spelling."""
