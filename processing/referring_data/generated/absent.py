@@ -37,7 +37,7 @@ def absent_category(scene: Scene, thing: Thing, categories: list[str], draw: ran
     elif dice < 0.4 and not (entry.stuff or entry.pair):
         phrase = phrase.with_before(draw.choice((*leftmost(draw.choice(SIDES)), "biggest", "small", "second")))
     if entry.color and draw.random() < 0.3:
-        phrase = phrase.with_color(color_word(draw.choice(COLORS), draw))
+        phrase = phrase.with_color(color_word(draw.choice(COLORS), entry, draw))
     return phrase
 
 
@@ -47,7 +47,7 @@ def absent_color(scene: Scene, thing: Thing, categories: list[str], draw: random
         return None
     if any(scene.colored(color)(other) is not False for other in meaning.rivals):
         return None
-    phrase = meaning.phrase.with_color(color_word(color, draw))
+    phrase = meaning.phrase.with_color(color_word(color, scene.entry(thing), draw))
     return phrase.with_after(where(draw.choice(SIDES[:2]), draw)) if draw.random() < 0.2 else phrase
 
 
@@ -77,7 +77,7 @@ def absent_clothes(scene: Scene, thing: Thing, categories: list[str], draw: rand
         return None
     if any(scene.colored(color)(part) is not False for part in parts):
         return None
-    said = f"{color_word(color, draw)} {word}" if color else word
+    said = f"{color_word(color, entry, draw)} {word}" if color else word
     return meaning.phrase.with_after(wearing(said, entry, draw))
 
 

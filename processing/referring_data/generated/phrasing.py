@@ -22,6 +22,7 @@ class NounPhrase:
     before: tuple[str, ...] = ()  # "second", "left"
     size: str = ""
     color: str = ""
+    color_after: bool = False  # "that is red", in place of "red"
     after: tuple[str, ...] = ()  # "on the left"
     plural: bool = False
     praise: tuple[str, ...] = ()  # adjectives that say nothing
@@ -40,12 +41,17 @@ class NounPhrase:
     def with_color(self, color: str) -> "NounPhrase":
         return replace(self, color=color)
 
+    def with_color_after(self) -> "NounPhrase":
+        return replace(self, color_after=True)
+
     def with_size(self, size: str) -> "NounPhrase":
         return replace(self, size=size)
 
     def said(self, article: str) -> str:
         """The plain words, behind an article."""
-        words = (article, *self.before, self.size, self.color, self.noun, *self.after)
+        that_is = f"that {'are' if self.plural else 'is'} {self.color}" if self.color_after else ""
+        color = "" if self.color_after else self.color
+        words = (article, *self.before, self.size, color, self.noun, that_is, *self.after)
         return " ".join(word for word in words if word)
 
 

@@ -132,28 +132,27 @@ def colored(scene: Scene, meaning: Meaning | None, thing: Thing, draw: random.Ra
     """The white cat, the black and white cat."""
     if meaning is None or not scene.entry(thing).color or meaning.phrase.color or scene.photograph.is_dark:
         return None
-    shares = scene.photograph.shares[thing.id]
+    entry, shares = scene.entry(thing), scene.photograph.shares[thing.id]
     color = sure_color(shares)
     pairs = [pair for pair in combinations(COLORS, 2) if frozenset(pair) not in NEAR and has_both(shares, *pair)]
     if pairs and (color is None or draw.random() < 0.6):
         first, second = draw.sample(pairs[0], 2)
-        said = f"{color_word(first, draw)} and {color_word(second, draw)}"
+        said = f"{color_word(first, entry, draw)} and {color_word(second, entry, draw)}"
         phrase = meaning.phrase.with_color(said)
         return meaning.narrowed(lambda other: has_both(scene.photograph.shares[other.id], first, second), phrase)
     if color is None:
         return None
-    word = color_word(color, draw)
-    if color == "orange" and "animal" in scene.entry(thing).also and draw.random() < 0.4:
-        word = "ginger"
+    word = color_word(color, entry, draw)
     phrase = meaning.phrase.with_color(word)
     if draw.random() < 0.12:
-        phrase = meaning.phrase.with_after(f"that {'are' if phrase.plural else 'is'} {word}")
+        phrase = phrase.with_color_after()
     return meaning.narrowed(scene.colored(color), phrase)
 
 
 def sized(scene: Scene, meaning: Meaning | None, thing: Thing, draw: random.Random) -> Meaning | None:
     """The biggest, the smallest, the tallest."""
-    if meaning is None or len(meaning.rivals) < 2 or scene.entry(thing).stuff or meaning.phrase.size:
+    entry = scene.entry(thing)
+    if meaning is None or len(meaning.rivals) < 2 or entry.stuff or entry.pair or meaning.phrase.size:
         return None
     things, whole, two = meaning.rivals, scene.photograph.exhaustive, len(meaning.rivals) == 2
     found = []
@@ -169,7 +168,7 @@ def sized(scene: Scene, meaning: Meaning | None, thing: Thing, draw: random.Rand
     phrase = plain.with_size(adjective)
     countable = plain.is_bare and not meaning.unsure and _is_noun_of_all(scene, meaning)
     if adjective.endswith("r") and countable and draw.random() < 0.3:
-        plural = "" if plain.noun == "one" else f" {scene.entry(thing).plural_of(plain.noun)}"
+        plural = "" if plain.noun == "one" else f" {entry.plural_of(plain.noun)}"
         phrase = NounPhrase(f"{adjective} of the two{plural}", article="the")
     elif adjective.endswith("st") and draw.random() < 0.1:
         phrase = plain.with_after(f"that {'are' if plain.plural else 'is'} the {adjective}")
@@ -195,8 +194,9 @@ def _is_upright(thing: Thing) -> bool:
     return _height(thing) > 1.2 * (thing.box[2] - thing.box[0])
 
 
-def color_word(color: str, draw: random.Random) -> str:
-    return draw.choice(SPOKEN.get(color, (color,)))
+def color_word(color: str, entry: CategoryWords, draw: random.Random) -> str:
+    """What people call a color, of things of this kind."""
+    return draw.choice(entry.shades.get(color) or SPOKEN.get(color, (color,)))
 
 
 # Places
@@ -334,7 +334,7 @@ def carrying(scene: Scene, meaning: Meaning | None, thing: Thing, draw: random.R
     color = sure_color(scene.photograph.shares[bag.id]) if entry.color and draw.random() < 0.4 else None
     if color and not scene.photograph.is_dark:
         rivals = [other for other in rivals if scene.colored(color)(other) is not False]
-        said = f"{color_word(color, draw)} {word}"
+        said = f"{color_word(color, entry, draw)} {word}"
 
     def carries(person: Thing) -> bool | None:
         answers = {other.id: scene.touched_by(other)(person) for other in rivals}
@@ -375,7 +375,7 @@ def _with_part(
     word = draw.choice(entry.words) if draw.random() < 0.8 or not entry.also else draw.choice(entry.also)
     color = sure_color(scene.photograph.shares[part.id]) if entry.color and draw.random() < 0.65 else None
     color = None if scene.photograph.is_dark else color
-    said = f"{color_word(color, draw)} {word}" if color else word
+    said = f"{color_word(color, entry, draw)} {word}" if color else word
     return meaning.narrowed(scene.has_part(word, color), meaning.phrase.with_after(wearing(said, entry, draw)))
 
 

@@ -30,6 +30,7 @@ from .words import CategoryWords
 NUMBERS = {2: "two", 3: "three", 4: "four", 5: "five", 6: "six"}
 MOST_SEVERAL = 8  # of more, some are overlooked
 MOST_WORDS = 18
+MOST_ALIKE = 2  # sentences of one kind about the same
 NOTHING = 1 / 8  # of the sentences name what is not there
 PAIRS = (  # of properties that are said together, in this order
     (colored, extreme),
@@ -99,9 +100,11 @@ class SentenceMaker:
                 continue
             phrase, targets = said
             text = spoken(phrase, draw)
-            if text not in found and len(text.split()) <= MOST_WORDS:
-                found[text] = Sentence(text, kind, tuple(sorted(target.id for target in targets)))
-                made[kind] += 1
+            sentence = Sentence(text, kind, tuple(sorted(target.id for target in targets)))
+            alike = sum(other[1:] == sentence[1:] for other in found.values())
+            made[kind] += 1
+            if text not in found and len(text.split()) <= MOST_WORDS and (alike < MOST_ALIKE or kind == "nothing"):
+                found[text] = sentence
         return list(found.values())
 
     def nothing(self, scene: Scene, thing: Thing, draw: random.Random) -> Said | None:

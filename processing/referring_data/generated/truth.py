@@ -62,6 +62,7 @@ class Scene:
         alike = all(other.category == thing.category for other in (*self.wholes, *self.crowds))
         entry = self.entry(thing)
         several = alike and thing.owner is None and len(self.wholes) > 1
+        several &= sum(other.area for other in self.wholes) > 0.1 * self.height * self.width  # what the image is about
         return several and self.trusted(entry.words[0]) and not (entry.stuff or entry.pair)
 
     def is_plainly_largest(self, thing: Thing, word: str) -> bool:

@@ -22,6 +22,7 @@ class CategoryWords:
     women: tuple[str, ...] = ()
     men: tuple[str, ...] = ()
     plural: dict[str, str] = field(default_factory=dict)
+    shades: dict[str, list[str]] = field(default_factory=dict)
     pair: bool = False
     color: bool = True
     rare: bool = False
@@ -112,6 +113,8 @@ def _is_of(kind, value) -> bool:
         return isinstance(value, bool)
     if kind is str:
         return value in ("woman", "man")
+    if kind == dict[str, list[str]]:
+        return isinstance(value, dict) and all(_is_of(list[str], texts) for texts in value.values())
     if kind == dict[str, str]:
         return isinstance(value, dict) and all(isinstance(text, str) for pair in value.items() for text in pair)
     return isinstance(value, list) and all(isinstance(text, str) and text.strip() for text in value)
