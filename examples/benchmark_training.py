@@ -95,8 +95,8 @@ def with_workers(training: train.Training, workers: int) -> train.Training:
     """The same training with a loader of that many workers."""
     recipe = copy.copy(training.recipe)
     recipe.dataloader_num_workers = workers
-    examples, size = train.read_data(recipe)[recipe.train_split], train.batch_sizes(recipe, 1)[0]
-    batches, order = build_loader(recipe, examples, training.processor, training.model.config, size, training.step_size)
+    (sets, _), size = train.read_data(recipe), train.batch_sizes(recipe, 1)[0]
+    batches, order = build_loader(recipe, sets, training.processor, training.model.config, size, training.step_size)
     return dataclasses.replace(training, recipe=recipe, batches=training.accelerator.prepare(batches), order=order)
 
 

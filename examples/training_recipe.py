@@ -2,6 +2,7 @@
 
 import argparse
 import dataclasses
+import math
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,7 +25,18 @@ class TrainingRecipe(DataArguments):
     output_dir: str = field(default="outputs/run", metadata={"help": "Where best/, last/ and metrics.jsonl go."})
     train_split: str = "train"
     eval_split: str = "val"
-    mix: list[dict] = field(default_factory=list, init=False)  # further sets to train on, by their data's fields
+    # Further sets to train on, each by its data's fields and its weight. One that names its source stands for itself;
+    # one that does not is the recipe's own with these fields changed.
+    mix: list[dict] = field(default_factory=list, init=False)
+    weight: float = field(
+        default=1.0,
+        metadata={
+            "help": "How often an epoch shows each example of this set: 0.25 shows a quarter of them, 2 all twice."
+        },
+    )
+    eval_mix: bool = field(
+        default=False, metadata={"help": "Evaluate on the evaluation splits of all sets of mix together."}
+    )
     scenes: dict[str, int] | None = field(default=None, init=False)  # images per split to draw into data_root first
     scenes_seed: int = 0
 
@@ -123,7 +135,7 @@ class TrainingRecipe(DataArguments):
     report_to: str = field(default="tensorboard", metadata={"help": "tensorboard or trackio."})
     eval_steps: int | None = field(default=None, metadata={"help": "Evaluate every so many steps. None: every epoch."})
     eval_images: int | None = field(
-        default=None, metadata={"help": "Of the evaluation split during training; None: all."}
+        default=None, metadata={"help": "Of the evaluation split, of each set's, during training; None: all."}
     )
     checkpointing_steps: int | None = field(
         default=None,
@@ -184,6 +196,8 @@ class TrainingRecipe(DataArguments):
         ):
             if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise ValueError(f"{name} is at least 1, but it is {getattr(self, name)}.")
+        if not 0 < self.weight < math.inf:
+            raise ValueError(f"weight is above 0, such as 0.25, but it is {self.weight}.")
         if self.frequent_words < 0:
             raise ValueError(f"frequent_words is at least 0, but it is {self.frequent_words}.")
         if self.frequent_words and (self.word_vectors is None or self.text_encoder is not None):
@@ -194,6 +208,50 @@ class TrainingRecipe(DataArguments):
             )
         if self.ema_decay is not None and not 0 < self.ema_decay < 1:
             raise ValueError(f"ema_decay is between 0 and 1, such as 0.999, but it is {self.ema_decay}.")
+
+    @property
+    def sets(self) -> list[DataArguments]:
+        """The data of the recipe itself, and of each set of `mix`."""
+        own = {entry.name: getattr(self, entry.name) for entry in dataclasses.fields(DataArguments)}
+        sets = [DataArguments(**own)]
+        for entry in self.mix:
+            fields = {name: value for name, value in entry.items() if name != "weight"}
+            sets.append(DataArguments(**(fields if "source" in fields else {**own, **fields})))
+        return sets
+
+    @property
+    def weights(self) -> list[float]:
+        """Of the same sets, how often an epoch shows each of their examples."""
+        return [self.weight, *(float(entry.get("weight", 1.0)) for entry in self.mix)]
+
+    def check_mix(self) -> None:
+        """Refuse sets to mix in that cannot be.
+
+        Raises:
+            ValueError: one is no group of fields, has a field or weight that no set has; or there is none to evaluate.
+        """
+        known = {entry.name for entry in dataclasses.fields(DataArguments)} | {"weight"}
+        for entry in self.mix:
+            if not isinstance(entry, dict):
+                raise ValueError(
+                    f"A set to mix in has fields, such as {{data_root: my/data}}, but one is {entry!r:.80}."
+                )
+            wrong = sorted(set(entry) - known)
+            if wrong:
+                raise ValueError(
+                    f"A set to mix in has the fields {', '.join(sorted(known))}, but one has {', '.join(wrong)}."
+                )
+            weight = entry.get("weight", 1.0)
+            try:
+                right = 0 < float(weight) < math.inf
+            except (TypeError, ValueError):
+                right = False
+            if not right:
+                raise ValueError(f"The weight of a set to mix in is above 0, such as 0.25, but one is {weight!r:.80}.")
+        if self.mix and self.train_split != "train":
+            raise ValueError(f"mix takes the splits named 'train', but train_split is {self.train_split!r}.")
+        if self.eval_mix and not self.mix:
+            raise ValueError("eval_mix evaluates on the sets of mix too, but the recipe has none. Leave eval_mix out.")
 
 
 def read_recipe(path: str | Path, above: tuple[Path, ...] = ()) -> dict[str, Any]:
@@ -243,12 +301,7 @@ def parse_recipe(arguments: list[str] | None = None) -> TrainingRecipe:
     parser.set_defaults(**{name: value for name, value in given.items() if value is not None})
     recipe, rest = parser.parse_args_into_dataclasses(arguments, return_remaining_strings=True)
     recipe.model, recipe.scenes, recipe.mix = model, scenes, mix
-    known = {entry.name for entry in dataclasses.fields(DataArguments)}
-    wrong = sorted({name for fields in mix for name in fields} - known)
-    if wrong:
-        raise ValueError(f"A set to mix in has the fields {', '.join(sorted(known))}, but one has {', '.join(wrong)}.")
-    if mix and recipe.train_split != "train":
-        raise ValueError(f"mix takes the splits named 'train', but train_split is {recipe.train_split!r}.")
+    recipe.check_mix()
     while len(rest) >= 2 and rest[0].startswith("--model."):
         flag, value, *rest = rest
         recipe.model[flag.removeprefix("--model.")] = yaml.safe_load(value)

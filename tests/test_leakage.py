@@ -3,10 +3,9 @@
 import pickle
 
 import datasets
-import pytest
 from test_sampling import table
 
-from m3dec.processing.referring_data.leakage import find_leaks, held_out_images, mixed_training_set, without_leaks
+from m3dec.processing.referring_data.leakage import find_leaks, held_out_images
 
 
 def of_images(*image_ids) -> datasets.Dataset:
@@ -41,22 +40,7 @@ def test_pictures_of_every_val_and_test_split_are_found_by_the_refs_files_alone(
 def test_a_leak_is_named_by_the_split_that_holds_the_picture():
     held_out = {"a val": {5, 100}, "a test": {7, 9}, "b val": {200}}
     assert find_leaks(of_images(5, 9), held_out) == {"a val": {5}, "a test": {9}}
-    assert without_leaks(of_images(5, 7, 9), {"a val": {7}})["image_id"][:] == [5, 9]
 
 
-def test_a_mixed_training_set_holds_no_picture_that_any_of_its_sets_tests_on(caplog):
-    sets = [
-        datasets.DatasetDict(train=of_images(5, 7), val=of_images(9)),
-        datasets.DatasetDict(train=of_images(9, 5), test=of_images(7)),
-    ]
-    mixed = mixed_training_set(sets)
-    assert mixed["image_id"][:] == [5, 5]
-    assert "1 training pictures with 1 references are left out" in caplog.text
-    assert mixed.features == of_images(5).features
-
-
-@pytest.mark.parametrize("held_out", [{}, {"val": {1, 2}}])
-def test_without_a_leak_nothing_is_taken_away(held_out):
-    train = of_images(5, 7, 9)
-    assert without_leaks(train, held_out) is train
-    assert find_leaks(train, held_out) == {}
+def test_without_a_leak_none_is_named():
+    assert find_leaks(of_images(5, 7, 9), {}) == find_leaks(of_images(5, 7, 9), {"val": {1, 2}}) == {}

@@ -17,6 +17,7 @@ from PIL import Image
 from test_examples import ALL_RECIPES, TINY, run
 from transformers import HfArgumentParser
 
+from m3dec.examples import train
 from m3dec.examples.data_arguments import DataArguments
 from m3dec.examples.evaluate_referring import EvaluationArguments
 from m3dec.examples.training_parts import read_data
@@ -191,29 +192,92 @@ def mixed_recipe(folder: Path, **fields) -> Path:
     return folder / "recipe.yaml"
 
 
+def file_names(table) -> set[str]:
+    return set(table["file_name"][:])
+
+
 def test_a_mixture_leaves_out_what_any_of_its_sets_tests_on(two_sets):
-    splits = read_data(parse_recipe([str(mixed_recipe(two_sets))]))
-    assert set(splits["train"]["image_id"][:]) == {2, 3, 4, 5, 6}
+    training, held_out = read_data(parse_recipe([str(mixed_recipe(two_sets))]))
+    kept = {f"scenes_train_{number:06d}.jpg" for number in range(1, 6)}
+    assert [file_names(table) for table in training] == [kept, kept]
+    assert set(training[0]["image_id"][:]).isdisjoint(training[1]["image_id"][:])
     alone = load_referring_dataset("refer", root=two_sets, dataset="a", split_by="scenes")
-    kept = sum(image_id != 1 for image_id in alone["train"]["image_id"])
-    assert len(splits["train"]) == 2 * kept  # both sets are in it
-    assert rows(splits["val"]) == rows(alone["val"])
+    assert list(held_out) == ["1 a (scenes)"]
+    assert rows(held_out["1 a (scenes)"]) == rows(alone["val"])
 
 
-def test_a_mixture_of_sets_that_count_their_own_pictures_is_refused(two_sets):
+def test_a_mixture_finds_the_same_photograph_under_another_name(two_sets):
     path = two_sets / "b" / "instances.json"
     path.write_text(path.read_text().replace("scenes_", "other_"))
     for picture in (two_sets / "b" / "images").iterdir():
         picture.rename(picture.with_name(picture.name.replace("scenes_", "other_")))
-    with pytest.raises(SystemExit, match=r"numbers of pictures.*scenes_train_000000.*other_train_000000"):
-        read_data(parse_recipe([str(mixed_recipe(two_sets))]))
+    training, _ = read_data(parse_recipe([str(mixed_recipe(two_sets))]))
+    assert file_names(training[0]) == {f"scenes_train_{number:06d}.jpg" for number in range(1, 6)}
+    assert file_names(training[1]) == {f"other_train_{number:06d}.jpg" for number in range(1, 6)}
 
 
-def test_a_mixture_of_other_pictures_of_the_same_numbers_and_names_is_refused(two_sets):
-    picture = sorted((two_sets / "b" / "images").iterdir())[0]
+def test_a_mixture_keeps_another_photograph_of_the_same_name_and_number(two_sets):
+    picture = sorted((two_sets / "b" / "images").glob("scenes_train_*"))[0]
     Image.new("RGB", Image.open(picture).size, "green").save(picture)
-    with pytest.raises(SystemExit, match=r"numbers of pictures.*another picture, in another"):
-        read_data(parse_recipe([str(mixed_recipe(two_sets))]))
+    training, _ = read_data(parse_recipe([str(mixed_recipe(two_sets))]))
+    assert file_names(training[0]) == {f"scenes_train_{number:06d}.jpg" for number in range(6)}
+
+
+def test_a_mixture_is_evaluated_on_the_splits_of_all_its_sets_where_the_recipe_says_so(two_sets):
+    _, held_out = read_data(parse_recipe([str(mixed_recipe(two_sets, eval_mix=True))]))
+    ids = [set(table["image_id"][:]) for table in held_out.values()]
+    assert list(held_out) == ["1 a (scenes)", "2 b (scenes)"]
+    assert [len(numbers) for numbers in ids] == [2, 3] and ids[0].isdisjoint(ids[1])
+
+
+def test_a_set_to_mix_in_that_names_its_source_stands_for_itself(two_sets):
+    mix = [{"dataset": "b", "weight": 2}, {"source": "prepared", "data_root": "outputs/b", "weight": 0.25}]
+    recipe = parse_recipe([str(mixed_recipe(two_sets, mix=mix, image_root="elsewhere", weight=0.5))])
+    own, changed, other = recipe.sets
+    assert dataclasses.asdict(own) == {field: getattr(recipe, field) for field in dataclasses.asdict(own)}
+    assert dataclasses.asdict(changed) == dataclasses.asdict(own) | {"dataset": "b"}
+    assert other == DataArguments(source="prepared", data_root="outputs/b")
+    assert recipe.weights == [0.5, 2.0, 0.25]
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"mix": [{"dataset": "b", "weight": 0}]}, "weight of a set to mix in is above 0, such as 0.25, but one is 0"),
+        ({"mix": [{"dataset": "b", "weight": "much"}]}, "but one is 'much'"),
+        ({"mix": [{"dataset": "b", "weight": float("inf")}]}, "but one is inf"),
+        ({"mix": [{"dataset": "b", "weight": None}]}, "but one is None"),
+        ({"mix": [{"data": "b"}]}, "has the fields .*weight, but one has data"),
+        ({"mix": ["b"]}, "has fields, such as {data_root: my/data}, but one is 'b'"),
+        ({"weight": -1}, "weight is above 0, such as 0.25, but it is -1.0"),
+        ({"train_split": "val"}, "mix takes the splits named 'train', but train_split is 'val'"),
+        ({"mix": [], "eval_mix": True}, "the recipe has none. Leave eval_mix out"),
+    ],
+)
+def test_a_mixture_that_cannot_be_is_refused(fields, message, tmp_path):
+    with pytest.raises(ValueError, match=message):
+        parse_recipe([str(mixed_recipe(tmp_path, **fields))])
+
+
+def test_a_mixture_of_own_prepared_sets_is_trained_on_by_weight_and_measured_by_set(two_sets, capsys):
+    for name in ("a", "b"):
+        tables = load_referring_dataset("refer", root=two_sets, dataset=name, split_by="scenes")
+        write_prepared(tables, two_sets / f"prepared_{name}", num_shards=1)
+    fields = {"source": "prepared", "data_root": str(two_sets / "prepared_a"), "dataset": None, "eval_mix": True}
+    mix = [{"source": "prepared", "data_root": str(two_sets / "prepared_b"), "weight": 0.5}]
+    fields |= {"mix": mix, "max_train_steps": None, "num_train_epochs": 1, "eval_images": 2}
+    train.main([str(mixed_recipe(two_sets, **fields))])
+    training, _ = read_data(parse_recipe([str(two_sets / "recipe.yaml")]))
+    examples = len(training[0]) + round(len(training[1]) / 2)
+    (line,) = [json.loads(line) for line in (two_sets / "run" / "metrics.jsonl").read_text().splitlines()][-1:]
+    assert line["step"] == examples // 2  # two images a step
+    assert list(line["sets"]) == ["1 prepared_a", "2 prepared_b", "mean of sets"]
+    counts = [row["count"] for row in line["sets"].values()]
+    assert counts[0] + counts[1] == counts[2] == line["figures"]["all"]["count"]
+    mean = (line["sets"]["1 prepared_a"]["miou"] + line["sets"]["2 prepared_b"]["miou"]) / 2
+    assert line["sets"]["mean of sets"]["miou"] == pytest.approx(mean)
+    assert "mean of sets" in capsys.readouterr().out
+    assert (two_sets / "run" / "last" / "README.md").exists()
 
 
 @pytest.mark.parametrize("mask", [{"size": [160, 160], "counts": "04"}, {"size": [2, 2], "counts": "04"}])

@@ -1,5 +1,6 @@
 """Which sentences are seen when: the same whoever asks."""
 
+import math
 import subprocess
 import sys
 from collections import Counter
@@ -184,6 +185,89 @@ def test_usable_sentences_and_groups_respect_a_selection_of_rows():
     part = table([(13, 1, "?")]).select([2, 0])
     assert usable_sentences(part, "sent", lambda text: False) == [[0, 2, 3], [0, 1, 2]]
     assert references_by_image(table().select([1, 0, 5])) == {(7, "7.png"): [0, 2], (5, "5.png"): [1]}
+
+
+def shown(examples: ReferringExamples, epoch: int) -> Counter:
+    """How often an epoch shows each reference."""
+    return Counter(ref_id for refs, *_ in seen(examples, epoch) for ref_id in refs)
+
+
+@pytest.mark.parametrize("sentences", ["one", "all"])
+def test_of_a_set_with_the_weight_a_quarter_an_epoch_shows_a_quarter_and_four_epochs_every_example_once(sentences):
+    dataset = datasets.concatenate_datasets([table()] * 4 + [table()])
+    examples = ReferringExamples(dataset, sentences=sentences, seed=2, sets=[(24, 0.25), (6, 1.0)])
+    whole = len(ReferringExamples(table(), sentences=sentences))
+    assert len(examples) == len(ShuffledByEpoch(examples)) == 2 * whole
+    total, quarters = Counter(), set()
+    for epoch in range(4):
+        examples.set_epoch(epoch)
+        quarter = [examples.group_at(place)[0][0] for place in range(whole)]
+        assert len({tuple(map(tuple, [one])) for one in quarter}) == whole  # none twice in one epoch
+        total.update(quarter)
+        quarters.add(frozenset(quarter))
+        assert [examples.group_at(whole + place)[0][0][0] >= 24 for place in range(whole)] == [True] * whole
+    assert set(total.values()) == {1} and len(total) == 4 * whole and len(quarters) == 4
+    examples.set_epoch(4)
+    assert frozenset(examples.group_at(place)[0][0] for place in range(whole)) in quarters  # from the beginning again
+
+
+def test_of_a_set_with_the_weight_two_an_epoch_shows_every_example_twice_with_sentences_drawn_anew():
+    examples = ReferringExamples(table(), sets=[(6, 2.0)])
+    assert len(examples) == 12 and shown(examples, 0) == dict.fromkeys(REFERENCES, 2)
+    twice = [[examples[place]["sent_ids"], examples[place + 6]["sent_ids"]] for place in range(6)]
+    assert any(one != other for one, other in twice)
+    alone = ReferringExamples(table())
+    assert [one for one, _ in twice] == [alone[place]["sent_ids"] for place in range(6)]
+
+
+@pytest.mark.parametrize(("weight", "length"), [(1.0, 6), (1.5, 9), (0.5, 3), (0.01, 1), (0.99, 6), (3.0, 18)])
+def test_a_weight_times_the_number_of_examples_is_the_length_of_every_epoch(weight, length):
+    examples = ReferringExamples(table(), sets=[(6, weight)])
+    for epoch in range(3):
+        counts = shown(examples, epoch)
+        assert counts.total() == length == len(examples)
+        assert {counts[ref_id] for ref_id in REFERENCES} <= {math.floor(weight), math.ceil(weight)}
+    with pytest.raises(IndexError, match=f"An epoch has {length} examples"):
+        examples[length]
+
+
+def test_weights_of_one_change_nothing():
+    alone, two = ReferringExamples(table(), seed=1), ReferringExamples(table(), seed=1, sets=[(6, 1.0)])
+    assert [seen(two, epoch) for epoch in range(2)] == [seen(alone, epoch) for epoch in range(2)]
+    assert list(ShuffledByEpoch(two)) == list(ShuffledByEpoch(alone))
+
+
+def test_a_weighted_epoch_is_the_same_in_workers_out_of_order_and_from_its_middle():
+    dataset = datasets.concatenate_datasets([table(), table()])
+    options = {"seed": 5, "sets": [(6, 0.5), (6, 2.5)]}
+    alone, examples = ReferringExamples(dataset, **options), ReferringExamples(dataset, **options)
+    loader = DataLoader(examples, batch_size=None, num_workers=2, persistent_workers=True)
+    orders = {}
+    for epoch in (3, 0, 1):
+        expected = seen(alone, epoch)
+        examples.set_epoch(epoch)
+        assert [e["sent_ids"] for e in loader] == [list(sents) for _, sents, *_ in expected]
+        orders[epoch] = list(ShuffledByEpoch(examples))
+        rest = ShuffledByEpoch(examples)
+        rest.start = 7
+        assert list(rest) == orders[epoch][7:] and len(rest) == len(orders[epoch]) - 7
+    assert len(set(map(tuple, orders.values()))) == 3
+
+
+def test_a_set_without_a_sentence_that_can_be_asked_is_shown_never():
+    silent = [(ref_id, place, "...") for ref_id, (_, count) in REFERENCES.items() for place in range(count)]
+    dataset = datasets.concatenate_datasets([table(), table(silent), table()])
+    examples = ReferringExamples(dataset, sets=[(6, 1.0), (6, 0.25), (6, 1.0)])
+    assert len(examples) == 12 and shown(examples, 0) == dict.fromkeys(REFERENCES, 2)
+
+
+@pytest.mark.parametrize(
+    ("sets", "message"),
+    [([(5, 1.0)], r"\[5\] are given for 6"), ([(6, 0.0)], r"above 0.*\[0.0\]"), ([(6, float("nan"))], "above 0")],
+)
+def test_sets_that_are_not_those_of_the_table_are_refused(sets, message):
+    with pytest.raises(ValueError, match=message):
+        ReferringExamples(table(), sets=sets)
 
 
 def test_another_word_for_sentences_is_refused():
