@@ -1,6 +1,7 @@
 """m3dec: referring image segmentation by Multi-Modal Mutual Attention and Iterative Interaction.
 
-Importing this package registers the model, its processor and its pipeline with transformers.
+Importing this package registers the model, its processor and its pipeline with transformers. A pipeline for which no
+model is named answers with the checkpoint for photographs that ships with the package.
 """
 
 from transformers import (
@@ -13,6 +14,7 @@ from transformers import (
 from transformers.pipelines import PIPELINE_REGISTRY
 
 from m3dec.configuration.configuration_m3dec import M3DecConfig
+from m3dec.hub import PHOTOS_CHECKPOINT
 from m3dec.processing.image_processing_m3dec import M3DecImageProcessor
 from m3dec.processing.image_processing_pil_m3dec import M3DecImageProcessorPil
 from m3dec.processing.pipeline_m3dec import ReferringImageSegmentationPipeline
@@ -33,6 +35,7 @@ PIPELINE_REGISTRY.register_pipeline(
     "referring-image-segmentation",
     pipeline_class=ReferringImageSegmentationPipeline,
     pt_model=AutoModelForImageSegmentation,
+    default={"model": (str(PHOTOS_CHECKPOINT), "main")},  # model and revision; a folder has but one
     type="multimodal",
 )
 

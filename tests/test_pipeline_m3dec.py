@@ -10,9 +10,10 @@ import torch
 from datasets import Dataset
 from PIL import Image
 from test_processing_m3dec import WORDS, word_processor
+from transformers import pipeline
 
 from m3dec.configuration.configuration_m3dec import M3DecConfig
-from m3dec.hub import SHIPPED_CHECKPOINT
+from m3dec.hub import PHOTOS_CHECKPOINT, SHIPPED_CHECKPOINT
 from m3dec.modeling_m3dec import M3DecForImageSegmentation
 from m3dec.processing.pipeline_m3dec import ReferringImageSegmentationPipeline
 from m3dec.processing.processing_m3dec import M3DecProcessor
@@ -211,6 +212,18 @@ def test_the_threshold_can_be_set_for_a_call_or_for_the_pipeline(pipe):
     assert strict(image, text="cup") == pipe(image, text="cup", threshold=0.95)
     with pytest.raises(ValueError, match="between 0 and 1"):
         pipe(image, text="cup", threshold=50)
+
+
+def test_without_a_model_the_pipeline_answers_with_the_checkpoint_for_photographs():
+    by_default = pipeline("referring-image-segmentation", device="cpu")
+    assert by_default.model.name_or_path == str(PHOTOS_CHECKPOINT)
+    named = pipeline("referring-image-segmentation", model=PHOTOS_CHECKPOINT, device="cpu")
+    assert by_default(noise(45, 71), text="the cat") == named(noise(45, 71), text="the cat")
+
+
+def test_the_checkpoint_for_photographs_computes_in_float32_whatever_its_file_holds():
+    """The dtype is the one that config.json names; in bfloat16, a CPU is many times slower."""
+    assert M3DecForImageSegmentation.from_pretrained(PHOTOS_CHECKPOINT).dtype == torch.float32
 
 
 def test_weights_in_bfloat16_take_images_as_they_are(pipe):
