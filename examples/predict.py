@@ -1,7 +1,7 @@
 """Find what expressions refer to in pictures.
 
-    m3dec predict photo.jpg "the red mug" "the chair on the left" --model path/to/model
-    m3dec predict a.jpg https://host/b.jpg "the cat" --json > masks.jsonl
+    m3dec predict photo.jpg "the red mug" "the chair on the left"
+    m3dec predict a.jpg https://host/b.jpg "the cat" --model path/to/model --json > masks.jsonl
 
 What is a file, an address, or ends like a picture's name (.jpg, .png, …) is a picture, all else an expression; all
 expressions are looked for in all pictures. Writes photo_overlay.png and one mask an expression, photo_mask_1.png …,
@@ -25,7 +25,7 @@ from tqdm import tqdm
 from transformers import pipeline
 
 import m3dec  # noqa: F401 - registers the pipeline
-from m3dec.hub import SHIPPED_CHECKPOINT
+from m3dec.hub import PHOTOS_CHECKPOINT
 from m3dec.processing.drawing import contact_sheet, overlay
 from m3dec.processing.image_processing_m3dec import rgb_array
 
@@ -56,7 +56,9 @@ def parse(arguments: list[str] | None) -> Namespace:
     parser = ArgumentParser(description=__doc__, formatter_class=RawDescriptionHelpFormatter, allow_abbrev=False)
     parser.add_argument("inputs", nargs="+", metavar="PICTURE or EXPRESSION")
     parser.add_argument(
-        "--model", default=str(SHIPPED_CHECKPOINT), help="a folder or a name on the Hub; default: drawn scenes only"
+        "--model",
+        default=str(PHOTOS_CHECKPOINT),
+        help="a folder or a name on the Hub; default: the checkpoint for photographs that ships with m3dec",
     )
     parser.add_argument("--threshold", type=float, default=0.5, help="of the probability, between 0 and 1")
     parser.add_argument("--output", type=Path, help="the overlay's file, for one picture")

@@ -18,7 +18,7 @@ import torch
 from safetensors import SafetensorError
 
 import m3dec  # noqa: F401 - registers the model
-from m3dec.hub import SHIPPED_CHECKPOINT
+from m3dec.hub import PHOTOS_CHECKPOINT
 
 PACKAGES = ("m3dec", "torch", "torchvision", "transformers", "timm", "huggingface_hub", "numpy", "pillow")
 
@@ -91,7 +91,12 @@ def info(arguments: list[str] | None = None):
     from transformers import AutoConfig, AutoModelForImageSegmentation, AutoProcessor
 
     parser = ArgumentParser(description="Say what a model is, and which versions run it.", allow_abbrev=False)
-    parser.add_argument("model", nargs="?", default=str(SHIPPED_CHECKPOINT), help="a folder or a name on the Hub")
+    parser.add_argument(
+        "model",
+        nargs="?",
+        default=str(PHOTOS_CHECKPOINT),
+        help="a folder or a name on the Hub; default: the checkpoint for photographs that ships with m3dec",
+    )
     options = parser.parse_args(arguments)
     try:
         config = AutoConfig.from_pretrained(options.model)

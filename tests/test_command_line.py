@@ -14,8 +14,9 @@ from pycocotools import mask as coco_mask
 from test_bad_input import BAD_PICTURES, photo
 from transformers import pipeline
 
+from m3dec.examples import PHOTOGRAPHS
 from m3dec.examples.command_line import COMMANDS, main
-from m3dec.hub import SHIPPED_CHECKPOINT
+from m3dec.hub import PHOTOS_CHECKPOINT, SCENES_CHECKPOINT
 from m3dec.processing.referring_data.scenes import draw_scene
 
 
@@ -77,9 +78,9 @@ def test_a_call_that_makes_no_sense_has_status_2_and_a_reason(arguments, words, 
 
 def test_json_lines_hold_the_pipelines_masks_for_all_pictures_and_expressions(pictures, capsys):
     texts = ["the leftmost thing", "the ring"]
-    assert run("predict", *pictures, *texts, "--json") == 0
+    assert run("predict", *pictures, *texts, "--model", SCENES_CHECKPOINT, "--json") == 0
     lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
-    pipe = pipeline("referring-image-segmentation", model=SHIPPED_CHECKPOINT)
+    pipe = pipeline("referring-image-segmentation", model=SCENES_CHECKPOINT)
     expected = [(path, answer) for path in pictures for answer in pipe(str(path), text=texts)]
     for line, (path, answer) in zip(lines, expected, strict=True):
         assert (line["image"], line["expression"]) == (str(path), answer["label"])
@@ -90,22 +91,28 @@ def test_json_lines_hold_the_pipelines_masks_for_all_pictures_and_expressions(pi
 
 
 def test_overlay_and_masks_go_where_they_are_asked_to(pictures, tmp_path, capsys):
-    assert run("predict", pictures[0], "the leftmost thing", "--output_dir", tmp_path / "out") == 0
+    asked = ("predict", pictures[0], "the leftmost thing", "--model", SCENES_CHECKPOINT)
+    assert run(*asked, "--output_dir", tmp_path / "out") == 0
     assert {path.name for path in (tmp_path / "out").iterdir()} == {"scene3_mask_1.png", "scene3_overlay.png"}
     with Image.open(tmp_path / "out" / "scene3_mask_1.png") as mask:
         assert (mask.size, mask.mode) == ((160, 160), "L")
         assert {value for _, value in mask.getcolors()} == {0, 255}
-    assert run("predict", pictures[0], "the leftmost thing", "--output", tmp_path / "one.png", "--json") == 0
+    assert run(*asked, "--output", tmp_path / "one.png", "--json") == 0
     with Image.open(tmp_path / "one.png") as drawn:
         assert drawn.width > 160
-    assert run("predict", pictures[0], "the leftmost thing", "--output", tmp_path / "new" / "folder" / "one.jpg") == 0
+    assert run(*asked, "--output", tmp_path / "new" / "folder" / "one.jpg") == 0
     assert (tmp_path / "new" / "folder" / "one.jpg").is_file()
     capsys.readouterr()
-    assert (
-        run("predict", pictures[0], "the leftmost thing", "--output_dir", tmp_path / "out", "--threshold", "0.9999999")
-        == 0
-    )
+    assert run(*asked, "--output_dir", tmp_path / "out", "--threshold", "0.9999999") == 0
     assert "nothing found" in capsys.readouterr().out
+
+
+def test_without_a_model_the_answers_are_those_of_the_checkpoint_for_photographs(capsys):
+    asked = (PHOTOGRAPHS / "coffee.jpg", PHOTOGRAPHS / "cat.jpg", "the cup", "the cat", "--json")
+    assert run("predict", *asked) == 0
+    by_default = capsys.readouterr().out
+    assert run("predict", *asked, "--model", PHOTOS_CHECKPOINT) == 0
+    assert capsys.readouterr().out == by_default and len(by_default.splitlines()) == 4
 
 
 FILES = ["truncated", "zero bytes", "not an image", "missing", "decompression bomb"]
@@ -144,7 +151,7 @@ def test_an_expression_without_words_and_a_model_that_is_none_are_told(pictures,
 
 
 def test_weights_that_a_clone_without_lfs_left_out_are_told(pictures, tmp_path, capsys):
-    model = shutil.copytree(SHIPPED_CHECKPOINT, tmp_path / "model")
+    model = shutil.copytree(SCENES_CHECKPOINT, tmp_path / "model")
     (model / "model.safetensors").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n")
     assert run("predict", pictures[0], "the ring", "--model", model) == 1
     assert run("info", model) == 1
@@ -153,15 +160,17 @@ def test_weights_that_a_clone_without_lfs_left_out_are_told(pictures, tmp_path, 
 
 def test_info_says_what_a_model_is(capsys):
     assert run("info") == 0
+    assert str(PHOTOS_CHECKPOINT) in capsys.readouterr().out
+    assert run("info", SCENES_CHECKPOINT) == 0
     out = capsys.readouterr().out
     assert "4.61 M" in out and "tf_efficientnet_lite0" in out and "160 x 160" in out
 
 
 def test_export_writes_a_folder_that_loads_and_refuses_one_that_is_there(tmp_path, capsys):
-    assert run("export", SHIPPED_CHECKPOINT, tmp_path / "flat") == 0
+    assert run("export", SCENES_CHECKPOINT, tmp_path / "flat") == 0
     pipe = pipeline("referring-image-segmentation", model=tmp_path / "flat")
     assert len(pipe(photo(), text="the ring")) == 1
-    assert run("export", SHIPPED_CHECKPOINT, tmp_path / "flat") == 1
+    assert run("export", SCENES_CHECKPOINT, tmp_path / "flat") == 1
     assert "needs a new folder" in capsys.readouterr().err
 
 
