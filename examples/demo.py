@@ -1,6 +1,7 @@
 """A page on which a picture is asked about, in any browser: offline, and on this machine only unless --host says more.
 
-    python examples/demo.py --model outputs/your_data/best hub/checkpoints/m3dec-scenes --port 7860
+    python examples/demo.py
+    python examples/demo.py --model outputs/your_data/best hub/checkpoints/m3dec-photos --port 7860
 
 It needs gradio: pip install "m3dec[demo]". The same from Python:
 
@@ -14,6 +15,7 @@ import hashlib
 import io
 import json
 import os
+import shutil
 import signal
 import socket
 import sys
@@ -33,11 +35,11 @@ from safetensors import SafetensorError
 from transformers import pipeline
 
 import m3dec  # noqa: F401 - registers the pipeline
-from m3dec.hub import SHIPPED_CHECKPOINT
+from m3dec.examples import PHOTOGRAPHS
+from m3dec.hub import PHOTOS_CHECKPOINT, SCENES_CHECKPOINT
 from m3dec.processing.drawing import MASK_COLORS, attention_sheet, cut_out, heat_map, overlay_masks
 from m3dec.processing.image_processing_m3dec import letterbox_box, letterbox_size, rgb_array
 from m3dec.processing.processing_m3dec import inside_letterbox
-from m3dec.processing.referring_data.scenes import draw_scene
 from m3dec.processing.referring_data.schema import encode_mask
 
 MAX_BYTES = 32 * 2**20  # of an upload
@@ -47,10 +49,12 @@ MAX_CHARACTERS = 20_000  # of all expressions together
 REMEMBERED = 16  # pictures, by each model
 SHOWN_SIDE = 1280  # the longer side of what the page shows; what it gives to download has the picture's own size
 FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")  # Pillow's others may start programs
-EXAMPLES = (  # a drawn scene's seed, and what to look for
-    (3, "the large blue moon\nthe red heart\nthe moon nearest the top"),
-    (1, "the circle that is not red\nthe second thing from the top"),
-    (0, "the orange heart\nthe green heart"),  # none of its hearts is green
+EXAMPLES = (  # a photograph, and what to look for
+    ("astronaut.jpg", "the face of the woman\nthe orange suit\nthe space shuttle"),
+    ("cat.jpg", "the cat\nthe nose"),
+    ("coffee.jpg", "the cup\nthe spoon\nthe laptop"),  # there is no laptop
+    ("photographer.jpg", "the man\nthe camera\nthe tall building"),
+    ("rocket.jpg", "the rocket\nthe tower on the left"),
 )
 BUTTONS = ["download", "fullscreen"]  # of an image; gradio's third shares it with the world
 # To the answer, where it stands below the question.
@@ -72,7 +76,11 @@ footer { display: none !important; }
 def main(arguments: list[str] | None = None):
     parser = ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument(
-        "--model", nargs="+", default=[str(SHIPPED_CHECKPOINT)], metavar="FOLDER", help="one, or several to choose from"
+        "--model",
+        nargs="+",
+        default=[str(PHOTOS_CHECKPOINT)],
+        metavar="FOLDER",
+        help="one, or several to choose from; default: the checkpoint for photographs that ships with m3dec",
     )
     parser.add_argument("--host", default="127.0.0.1", help="0.0.0.0 lets in everyone who reaches this machine")
     parser.add_argument("--port", type=int, default=7860, help="0 for one that is free")
@@ -377,18 +385,24 @@ def shortened(text: str, most: int = 80) -> str:
 
 
 def shown_name(folder: str | Path) -> str:
-    is_shipped = Path(folder).resolve() == SHIPPED_CHECKPOINT.resolve()
-    return f"{SHIPPED_CHECKPOINT.name} (drawn scenes only)" if is_shipped else str(folder)
+    """What the page calls a model: a checkpoint of this package by its name, any other by its folder."""
+    names = {
+        PHOTOS_CHECKPOINT.resolve(): "m3dec-photos",
+        SCENES_CHECKPOINT.resolve(): "m3dec-scenes (drawn scenes only)",
+    }
+    return names.get(Path(folder).resolve(), str(folder))
 
 
 def about(model: str) -> str:
     """What a visitor must know of the chosen model."""
-    if model != shown_name(SHIPPED_CHECKPOINT):
-        return f"Answers are by `{model}`."
-    return (
-        "**This model knows drawn scenes only; on photographs it answers nonsense.** It is there so that everything "
-        "runs. Start the page with `--model FOLDER` for one that was trained on photographs."
-    )
+    if model == shown_name(SCENES_CHECKPOINT):
+        return (
+            "**This model knows drawn scenes only; on photographs it answers nonsense.** Start the page without "
+            "`--model` for one that was trained on photographs."
+        )
+    if model == shown_name(PHOTOS_CHECKPOINT):
+        return f"Answers are by `{model}`, a small model for photographs. It makes mistakes: look before you trust it."
+    return f"Answers are by `{model}`."
 
 
 def milliseconds_since(start: float) -> float:
@@ -530,7 +544,7 @@ def build_page(models: dict[str, PictureModel]):
                 with gradio.Row():
                     threshold = gradio.Slider(0.01, 0.99, 0.5, step=0.01, label="Threshold", min_width=140)
                     opacity = gradio.Slider(0, 1, 0.45, step=0.05, label="Opacity", min_width=140)
-                examples = gradio.Examples(example_pictures(), [picture, text], label="Drawn examples")
+                examples = gradio.Examples(example_pictures(), [picture, text], label="Examples")
             with gradio.Column(scale=6, min_width=320):
                 result = gradio.Image(buttons=BUTTONS, label="Answer", interactive=False, elem_id="answer")
                 table = gradio.HTML(elem_classes="answers", elem_id="answers")
@@ -585,13 +599,9 @@ def build_page(models: dict[str, PictureModel]):
 
 
 def example_pictures() -> list[list[str]]:
-    """Each of `EXAMPLES` as a file among the uploads, and its expressions."""
-    rows = []
-    for seed, expressions in EXAMPLES:
-        path = Path(os.environ["GRADIO_TEMP_DIR"]) / f"scene_{seed}.png"
-        draw_scene(seed, split="test", image_size=480).image.save(path)
-        rows.append([str(path), expressions])
-    return rows
+    """Each photograph of `EXAMPLES` as a file among the uploads, and its expressions."""
+    uploads = os.environ["GRADIO_TEMP_DIR"]
+    return [[shutil.copy(PHOTOGRAPHS / name, uploads), expressions] for name, expressions in EXAMPLES]
 
 
 def stem(path: str) -> str:

@@ -26,9 +26,9 @@ from test_pipeline_m3dec import tiny_model
 from test_processing_m3dec import bert_processor, word_processor
 from transformers import pipeline
 
-from m3dec.examples import demo
+from m3dec.examples import PHOTOGRAPHS, demo
 from m3dec.examples.demo import Answer, PictureModel, Timing, expressions_of, read_picture
-from m3dec.hub import SHIPPED_CHECKPOINT
+from m3dec.hub import PHOTOS_CHECKPOINT, SCENES_CHECKPOINT
 from m3dec.processing.image_processing_m3dec import M3DecImageProcessor, rgb_array
 from m3dec.processing.referring_data.scenes import draw_scene
 from m3dec.processing.referring_data.schema import decode_mask, encode_mask
@@ -42,12 +42,12 @@ QUESTIONS = ["the red heart", "the leftmost thing", "the small zorp", "the green
 
 @pytest.fixture(scope="module")
 def pipe():
-    return pipeline("referring-image-segmentation", model=SHIPPED_CHECKPOINT)
+    return pipeline("referring-image-segmentation", model=SCENES_CHECKPOINT)
 
 
 @pytest.fixture
-def shipped() -> PictureModel:
-    return PictureModel(SHIPPED_CHECKPOINT)
+def scenes_model() -> PictureModel:
+    return PictureModel(SCENES_CHECKPOINT)
 
 
 def scene(number: int) -> np.ndarray:
@@ -58,10 +58,10 @@ def scene(number: int) -> np.ndarray:
 
 
 @pytest.mark.parametrize("threshold", [0.2, 0.5])
-def test_answers_are_the_pipelines_whether_the_picture_is_new_or_remembered(shipped, pipe, threshold):
+def test_answers_are_the_pipelines_whether_the_picture_is_new_or_remembered(scenes_model, pipe, threshold):
     expected = pipe(Image.fromarray(scene(0)), text=QUESTIONS, threshold=threshold)
     for remembered in (False, True):
-        answers, timing = shipped.ask(scene(0), QUESTIONS, threshold)
+        answers, timing = scenes_model.ask(scene(0), QUESTIONS, threshold)
         assert timing.remembered is remembered
         for answer, one in zip(answers, expected, strict=True):
             assert (answer.expression, answer.score) == (one["label"], one["score"])
@@ -69,24 +69,24 @@ def test_answers_are_the_pipelines_whether_the_picture_is_new_or_remembered(ship
             assert answer.found is (one["mask"].getbbox() is not None)
 
 
-def test_a_picture_is_encoded_once_however_often_it_is_asked_about(shipped, monkeypatch):
+def test_a_picture_is_encoded_once_however_often_it_is_asked_about(scenes_model, monkeypatch):
     encoded = []
-    encode = shipped.model.get_image_features
-    monkeypatch.setattr(shipped.model, "get_image_features", lambda pixels: encoded.append(1) or encode(pixels))
-    first = shipped.ask(scene(0), QUESTIONS[:1])[1]
-    second = shipped.ask(scene(0), QUESTIONS[1:], threshold=0.3)[1]
-    shipped.attention(scene(0), QUESTIONS[2])
+    encode = scenes_model.model.get_image_features
+    monkeypatch.setattr(scenes_model.model, "get_image_features", lambda pixels: encoded.append(1) or encode(pixels))
+    first = scenes_model.ask(scene(0), QUESTIONS[:1])[1]
+    second = scenes_model.ask(scene(0), QUESTIONS[1:], threshold=0.3)[1]
+    scenes_model.attention(scene(0), QUESTIONS[2])
     assert len(encoded) == 1
     assert second.picture == first.picture > 0  # what it took the first time
-    shipped.ask(scene(0)[:, ::-1], QUESTIONS[:1])
+    scenes_model.ask(scene(0)[:, ::-1], QUESTIONS[:1])
     assert len(encoded) == 2
 
 
-def test_the_picture_that_was_not_asked_about_for_longest_is_forgotten(shipped, monkeypatch):
+def test_the_picture_that_was_not_asked_about_for_longest_is_forgotten(scenes_model, monkeypatch):
     monkeypatch.setattr(demo, "REMEMBERED", 2)
-    asked = [shipped.ask(scene(number), ["heart"])[1].remembered for number in (0, 1, 0, 2, 0, 1)]
+    asked = [scenes_model.ask(scene(number), ["heart"])[1].remembered for number in (0, 1, 0, 2, 0, 1)]
     assert asked == [False, False, True, False, True, False]
-    assert len(shipped.encoded) == 2
+    assert len(scenes_model.encoded) == 2
 
 
 @pytest.fixture(scope="module", params=["stretched", "letterboxed", "BERT's pieces"])
@@ -203,15 +203,15 @@ def an_answer(expression="a", mask=None, **others) -> Answer:
     return Answer(expression, mask, **{**settings, **others})
 
 
-def test_the_table_says_nothing_found_and_how_near_it_was(shipped):
-    html = demo.answers_html(shipped, [an_answer()], 0.5)
+def test_the_table_says_nothing_found_and_how_near_it_was(scenes_model):
+    html = demo.answers_html(scenes_model, [an_answer()], 0.5)
     assert "nothing found" in html and "no pixel is above 0.50; the highest probability is 0.27" in html
-    found = demo.answers_html(shipped, [an_answer(mask=np.eye(4, 6, dtype=bool), score=0.917)], 0.5)
+    found = demo.answers_html(scenes_model, [an_answer(mask=np.eye(4, 6, dtype=bool), score=0.917)], 0.5)
     assert "nothing found" not in found and "0.92" in found and "16.7%" in found
 
 
-def test_what_is_typed_cannot_become_part_of_the_page(shipped):
-    html = demo.answers_html(shipped, [an_answer("<img src=x>", unknown_words=["<b>"], unread_words="<i>")], 0.5)
+def test_what_is_typed_cannot_become_part_of_the_page(scenes_model):
+    html = demo.answers_html(scenes_model, [an_answer("<img src=x>", unknown_words=["<b>"], unread_words="<i>")], 0.5)
     assert "<img" not in html and "<b>&" not in html and "&lt;img src=x&gt;" in html and html.count("<i>") == 0
 
 
@@ -238,6 +238,36 @@ def test_without_gradio_the_program_says_what_to_install(monkeypatch):
 
 
 @needs_gradio
+def test_without_a_model_the_page_is_about_the_checkpoint_for_photographs(monkeypatch):
+    loaded = []
+
+    def refuse(folder):
+        loaded.append(folder)
+        raise ValueError("enough")
+
+    monkeypatch.setattr(demo, "PictureModel", refuse)
+    monkeypatch.setattr(signal, "signal", lambda *_: None)
+    with pytest.raises(SystemExit, match="enough"):
+        demo.main([])
+    assert loaded == [str(PHOTOS_CHECKPOINT)]
+
+
+def test_a_visitor_is_told_what_a_model_is_for(tmp_path):
+    assert "small model for photographs" in demo.about(demo.shown_name(PHOTOS_CHECKPOINT))
+    assert "knows drawn scenes only" in demo.about(demo.shown_name(SCENES_CHECKPOINT))
+    assert demo.about(demo.shown_name(tmp_path)) == f"Answers are by `{tmp_path}`."
+
+
+def test_the_examples_are_the_photographs_with_two_or_three_expressions_each(tmp_path, monkeypatch):
+    monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path))
+    examples = demo.example_pictures()
+    assert [Path(path).name for path, _ in examples] == sorted(path.name for path in PHOTOGRAPHS.glob("*.jpg"))
+    for path, expressions in examples:
+        assert Path(path).parent == tmp_path and read_picture(path).shape[2] == 3
+        assert len(expressions_of(expressions)) in (2, 3)
+
+
+@needs_gradio
 def test_a_folder_without_a_model_is_named(tmp_path):
     with pytest.raises(SystemExit, match=rf"{tmp_path.name}.* has no config\.json"):
         demo.main(["--model", str(tmp_path)])
@@ -250,8 +280,8 @@ def test_a_folder_without_a_model_is_named(tmp_path):
 def server(tmp_path_factory) -> Iterator[tuple[str, int]]:
     """The address of the page with two models, and the number of its process."""
     second = tmp_path_factory.mktemp("second") / "best"
-    shutil.copytree(SHIPPED_CHECKPOINT, second)
-    command = [sys.executable, "-u", demo.__file__, "--port", "0", "--model", str(SHIPPED_CHECKPOINT), str(second)]
+    shutil.copytree(SCENES_CHECKPOINT, second)
+    command = [sys.executable, "-u", demo.__file__, "--port", "0", "--model", str(SCENES_CHECKPOINT), str(second)]
     with tempfile.TemporaryDirectory() as uploads:
         process = subprocess.Popen(
             command,
@@ -598,21 +628,20 @@ def test_a_browser_that_resolves_no_name_segments_shows_and_downloads(server, pi
     browser.wait("document.querySelector('#find')")
     assert "knows drawn scenes only" in browser.text()
 
-    seed, expressions = demo.EXAMPLES[0]  # a built-in example
+    name, expressions = demo.EXAMPLES[0]  # a built-in example
     browser.click("tr.tr-body", expressions.splitlines()[0])
     browser.wait("document.querySelector('#answers table') && document.querySelector('#heat img')")
     assert all(expression in browser.text() for expression in expressions.splitlines())
-    assert "nothing found" not in browser.text() and "Picture: " in browser.text()
-    example = saved(draw_scene(seed, split="test", image_size=480).image, tmp_path / "example.png")
+    assert "Picture: " in browser.text()
     browser.wait("!document.querySelector('#mask-file').disabled")
-    expected = by_pipeline(pipe, example, expressions.splitlines())
+    expected = by_pipeline(pipe, PHOTOGRAPHS / name, expressions.splitlines())
     mask = browser.download("#mask-file")
     assert_same_mask(mask, expected[0])
     mask.unlink()  # a browser may write the next one of this name over it, unnoticed
     data = json.loads(browser.download("#answers-file").read_text())
     assert plain(data) == expected
 
-    browser.type("the green heart")  # not asked yet: the details are still of what was
+    browser.type("the laptop")  # not asked yet: the details are still of what was
     browser.click("#which label", "2. ")
     masks = (browser.download("#mask-file") for _ in range(20))
     assert_same_mask(next(path for path in masks if "_2_mask" in path.name or path.unlink()), expected[1])
@@ -623,8 +652,9 @@ def test_a_browser_that_resolves_no_name_segments_shows_and_downloads(server, pi
     assert browser.run("document.documentElement.scrollWidth <= innerWidth")  # no scrolling sideways
 
     browser.click("#find")  # one expression, while the details are of the second; and another example at once
-    browser.click("tr.tr-body", demo.EXAMPLES[2][1].splitlines()[0])
-    browser.wait("document.body.innerText.includes('nothing found')")
+    other = demo.EXAMPLES[2][1].splitlines()[0]
+    browser.click("tr.tr-body", other)
+    browser.wait(f"document.querySelector('#answers').innerText.includes('{other}')")
 
     browser.click("#find")  # once more about the same picture
     browser.wait("document.body.innerText.includes('not encoded again')")
