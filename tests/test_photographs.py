@@ -1,11 +1,14 @@
-"""The photographs that come with the package: whose they are."""
+"""The photographs that come with the package: whose they are, and what its checkpoint finds in them."""
 
 import re
 
+import numpy as np
 import pytest
 from PIL import Image
+from transformers import pipeline
 
 from m3dec.examples import PHOTOGRAPHS
+from m3dec.hub import PHOTOS_CHECKPOINT
 
 IMAGES = sorted(PHOTOGRAPHS.glob("*.jpg"))
 # File, what it shows, by, license, original, what was changed.
@@ -29,3 +32,34 @@ def test_each_photograph_is_small_and_says_nothing_about_a_camera_or_a_person(pa
     with Image.open(path) as image:
         assert max(image.size) <= 480 and path.stat().st_size < 100_000
         assert not image.getexif() and "icc_profile" not in image.info
+
+
+# Image, expression, a point on the thing, and points beside it: shares of the width and the height.
+THINGS = [
+    ("cat.jpg", "the cat", (0.5, 0.5), [(0.98, 0.02), (0.98, 0.98)]),
+    ("coffee.jpg", "the cup", (0.48, 0.28), [(0.9, 0.2), (0.05, 0.95)]),
+    ("coffee.jpg", "the spoon", (0.61, 0.71), [(0.48, 0.28), (0.9, 0.2)]),
+    ("astronaut.jpg", "the woman", (0.44, 0.22), [(0.05, 0.26), (0.8, 0.25)]),
+    ("astronaut.jpg", "the orange suit", (0.18, 0.63), [(0.44, 0.22), (0.05, 0.26), (0.76, 0.84)]),
+    ("photographer.jpg", "the man", (0.2, 0.45), [(0.86, 0.81), (0.9, 0.1)]),
+    ("rocket.jpg", "the rocket", (0.5, 0.62), [(0.37, 0.2), (0.65, 0.2)]),
+]
+
+
+@pytest.fixture(scope="module")
+def pipe():
+    return pipeline("referring-image-segmentation", model=PHOTOS_CHECKPOINT, device="cpu")
+
+
+@pytest.mark.parametrize(("name", "expression", "inside", "outside"), THINGS, ids=[thing[1] for thing in THINGS])
+def test_what_an_expression_means_is_covered_and_what_is_beside_it_is_not(pipe, name, expression, inside, outside):
+    [answer] = pipe(PHOTOGRAPHS / name, text=expression)
+    mask = np.asarray(answer["mask"]) > 0
+    height, width = mask.shape
+
+    def is_covered(point):
+        x, y = point
+        return bool(mask[int(y * height), int(x * width)])
+
+    assert is_covered(inside)
+    assert [point for point in outside if is_covered(point)] == []
