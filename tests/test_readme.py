@@ -2,6 +2,7 @@
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -11,12 +12,15 @@ import yaml
 from loopback_hub import TOKENS, loopback_hub  # noqa: F401
 from test_examples import TINY
 
+from m3dec.examples import PHOTOGRAPHS
+
 README = Path(__file__).parent.parent / "README.md"
 BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```", README.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
 
 
 @pytest.mark.parametrize("code", [code for language, code in BLOCKS if language == "python"])
 def test_python_block_runs(code, tmp_path, monkeypatch):
+    shutil.copytree(PHOTOGRAPHS, tmp_path / "examples" / "photographs")
     monkeypatch.chdir(tmp_path)
     exec(compile(code, str(README), "exec"), {"__name__": "__main__"})
     assert "m3dec" in code
