@@ -422,11 +422,12 @@ def save(training: Training, figures: dict, folder: Path) -> None:
     training.processor.save_pretrained(temporary)
     kind = training.accelerator.device.type
     device = torch.cuda.get_device_name() if kind == "cuda" else kind.upper()
+    sets = training.recipe.sets if training.recipe.eval_mix else [training.recipe]
     write_model_card(
         temporary,
         {**dataclasses.asdict(training.recipe), "resume_from_checkpoint": None},
         figures,
-        training.recipe.describe(),
+        " and ".join(data.describe() for data in sets),
         training.progress.step,
         counts=training.counts,
         device=device,

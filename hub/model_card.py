@@ -76,7 +76,7 @@ def write_model_card(
         counts=[[as_text(split), *row.values()] for split, row in counts.items()],
         train_split=as_text(recipe["train_split"]),
         mixed=bool(recipe["mix"]),
-        scored=measured_on(data, split, recipe["eval_images"], counts),
+        scored=measured_on(data, recipe, counts),
         score_names=["", *(score_names(name)[0] for name in scores_of(figures)), "expressions"],
         scores=score_rows(figures),
         threshold=threshold,
@@ -146,10 +146,11 @@ def weakest_kind(figures: dict[str, dict[str, float]]) -> str | None:
     return f"{as_text(weakest)} (mIoU {100 * kinds[weakest]:.2f})" if len(kinds) > 1 else None
 
 
-def measured_on(data: str, split: str, eval_images: int | None, counts: dict[str, dict[str, int]]) -> str:
+def measured_on(data: str, recipe: dict, counts: dict[str, dict[str, int]]) -> str:
     """Which pictures the figures are about."""
+    split, eval_images = recipe["eval_split"], recipe["eval_images"]
     some = eval_images is not None and eval_images < counts.get(split, {}).get("pictures", math.inf)
-    part = f"the first {eval_images} pictures of " if some else ""
+    part = f"the first {eval_images} pictures {'of each set ' if recipe['eval_mix'] else ''}of " if some else ""
     return f"{part}the split {as_text(split)} of {as_text(data)}"
 
 

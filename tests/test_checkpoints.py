@@ -84,6 +84,30 @@ def test_interrupted_anywhere_the_weights_are_those_of_the_whole_run(step, worke
     assert len(list((tmp_path / "run" / "checkpoints").iterdir())) <= 2
 
 
+def test_a_mixture_by_weights_goes_on_in_mid_epoch_with_the_very_examples_that_were_left(recipe, tmp_path, monkeypatch):
+    write_scenes(tmp_path, split_sizes={"train": 5, "val": 1}, seed=1, dataset="others")
+    fields = yaml.safe_load(recipe.read_text()) | {"weight": 0.5, "eval_steps": 100, "max_train_steps": 14}
+    fields["mix"] = [{"source": "refer", "data_root": str(tmp_path), "dataset": "others", "split_by": "scenes"}]
+    fields["mix"][0]["weight"] = 1.5
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(fields))
+    seen, step = [], train.train_step
+
+    def write_down(training, window):
+        seen.append([batch["sent_ids"].tolist() for batch in window])
+        return step(training, window)
+
+    monkeypatch.setattr(train, "train_step", write_down)
+    train.main([str(tmp_path / "recipe.yaml"), "--output_dir", str(tmp_path / "whole")])
+    whole = seen.copy()
+    seen.clear()
+    interrupted_at(11, tmp_path / "recipe.yaml", tmp_path / "run", monkeypatch, "--dataloader_num_workers", "1")
+    assert seen == whole and len(seen) == 14
+    assert digest(tmp_path / "run") == digest(tmp_path / "whole")
+    flags = ["--output_dir", str(tmp_path / "run"), "--resume_from_checkpoint", "newest", "--weight", "0.51"]
+    with pytest.raises(SystemExit, match=r"'weights': \[0.5, 1.5\].*and this recipe .*'weights': \[0.51, 1.5\]"):
+        train.main([str(tmp_path / "recipe.yaml"), *flags])
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("workers", [0, 2])
 def test_interrupted_at_every_step_the_weights_are_those_of_the_whole_run(workers, recipe, tmp_path, monkeypatch):

@@ -277,7 +277,8 @@ def test_a_mixture_of_own_prepared_sets_is_trained_on_by_weight_and_measured_by_
     mean = (line["sets"]["1 prepared_a"]["miou"] + line["sets"]["2 prepared_b"]["miou"]) / 2
     assert line["sets"]["mean of sets"]["miou"] == pytest.approx(mean)
     assert "mean of sets" in capsys.readouterr().out
-    assert (two_sets / "run" / "last" / "README.md").exists()
+    card = (two_sets / "run" / "last" / "README.md").read_text()
+    assert "the first 2 pictures of each set of the split val of prepared_a and prepared_b" in card.replace("\\", "")
 
 
 @pytest.mark.parametrize("mask", [{"size": [160, 160], "counts": "04"}, {"size": [2, 2], "counts": "04"}])
