@@ -22,7 +22,7 @@ from transformers import BertConfig
 from m3dec import M3DecConfig, M3DecForImageSegmentation, M3DecProcessor
 from m3dec.examples import train, training_parts
 from m3dec.examples.evaluate_referring import by_kind, evaluate
-from m3dec.examples.train import training_mode
+from m3dec.examples.train import lasting_settings, training_mode
 from m3dec.examples.training_parts import batch_sizes, build_optimizer, trained_model
 from m3dec.examples.training_recipe import TrainingRecipe, parse_recipe
 from m3dec.hub import SHIPPED_CHECKPOINT
@@ -149,6 +149,8 @@ def test_a_bert_at_the_rate_zero_is_frozen_and_only_the_layers_around_it_are_tra
     outputs.loss.backward()
     assert language.word_projection.weight.grad.any()
     assert all(parameter.grad is None for parameter in language.text_encoder.parameters())
+    training = SimpleNamespace(recipe=recipe, model=model, step_size=1, steps_per_epoch=1)
+    assert lasting_settings(training)["text_encoder"] == "frozen"  # a checkpoint has no optimizer's state of it
 
 
 def test_a_bert_with_a_rate_of_its_own_is_trained_with_its_dropout():
