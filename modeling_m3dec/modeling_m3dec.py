@@ -532,11 +532,15 @@ def dice_loss(logits: Tensor, target: Tensor) -> Tensor:
     """One minus the soft Dice coefficient of each expression, averaged. Ours; off in the paper's recipes.
 
     The target covers few pixels, so BCE's gradient is small at first: in a trial 0.1 of this beside it raised the mIoU
-    after 200 steps from .05 to .33.
+    after 200 steps from .05 to .33. Where nothing is meant, Dice is 1 whatever large area is marked, and has no
+    gradient; there it is the BCE of what is marked, each pixel weighing as much as its probability.
     """
     probability = logits.sigmoid()
-    overlap = 2 * (probability * target).sum(dim=(1, 2))
-    return (1 - (overlap + 1) / (probability.sum(dim=(1, 2)) + target.sum(dim=(1, 2)) + 1)).mean()
+    marked, area = probability.sum(dim=(1, 2)), target.sum(dim=(1, 2))
+    dice = 1 - (2 * (probability * target).sum(dim=(1, 2)) + 1) / (marked + area + 1)
+    weight = probability.detach()
+    nothing = (weight * F.softplus(logits)).sum(dim=(1, 2)) / (weight.sum(dim=(1, 2)) + 1)
+    return torch.where(area > 0, dice, nothing).mean()
 
 
 def _images_of_expressions(image_features: Tensor, image_index: Tensor | None, num_expressions: int) -> Tensor:

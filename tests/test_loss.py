@@ -49,10 +49,14 @@ def mask_loss_by_hand(logits, masks):
 
 
 def dice_by_hand(logits, masks):
-    """1 - (2 |A n B| + 1) / (|A| + |B| + 1), with probabilities for A, a mean over expressions."""
+    """1 - (2 |A n B| + 1) / (|A| + |B| + 1), with probabilities for A, a mean over expressions; where B is empty, the
+    sum of p * -log(1 - p) over the sum of p and 1."""
     total = 0
     for logit, target in zip(logits, masks, strict=True):
         probability = 1 / (1 + np.exp(-logit))
+        if not target.any():
+            total += sum(-p * np.log(1 - p) for p in probability.ravel()) / (probability.sum() + 1)
+            continue
         both = sum(p * t for p, t in zip(probability.ravel(), target.ravel(), strict=True))
         total += 1 - (2 * both + 1) / (probability.sum() + target.sum() + 1)
     return total / len(logits)
