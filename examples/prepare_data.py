@@ -57,6 +57,7 @@ class PrepareArguments:
     mosaics: int = field(
         default=0, metadata={"help": "Of generated sentences: so many images more, of one to four photographs each."}
     )
+    num_proc: int = field(default=1, metadata={"help": "Of generated sentences: the processes that make them."})
     sentences_per_image: int = field(default=16, metadata={"help": "Of generated sentences: at most so many."})
     val_share: float = field(default=0.1, metadata={"help": "Of generated sentences: the photographs of val, by name."})
     dry_run: bool = field(default=False, metadata={"help": "Print fifty generated sentences, and write nothing."})
@@ -90,6 +91,8 @@ def main(command_line: list[str] | None = None):
     for name, split in splits.items():
         figures[name], words[name] = summarise(split)
     print(table(figures, PUBLISHED_COUNTS.get((data.dataset, data.split_by), {}) if data.source == "refer" else {}))
+    if any(values["kinds"] for values in figures.values()):
+        print(table_of_kinds(figures))
     (output / "summary.json").write_text(json.dumps(figures, indent=2), encoding="utf-8")
     if "train" in words:
         lines = [f"{word}\t{number}" for word, number in words["train"].most_common()]
@@ -111,6 +114,7 @@ def generate(data: DataArguments, arguments: PrepareArguments) -> datasets.Datas
             arguments.sentences_per_image,
             arguments.val_share,
             arguments.seed,
+            arguments.num_proc,
         )
     except (ValueError, OSError) as error:
         raise SystemExit(str(error)) from error
@@ -147,7 +151,7 @@ def check_own_data(data: DataArguments) -> None:
         raise SystemExit("\n".join([f"{data.expressions} has {counted}:", *map(str, faults)]))
 
 
-def table(figures: dict[str, dict[str, float]], published: dict) -> str:
+def table(figures: dict[str, dict], published: dict) -> str:
     """The figures of all splits as lines of text, with the published counts in parentheses."""
     titles = ["references", "sentences", "images", "words", "most", "> 15", "> 20", "area 5%", "50%", "95%", "empty"]
     lines = [f"{'':12}" + "".join(f"{title:>20}" for title in titles[:2]) + "".join(f"{t:>9}" for t in titles[2:])]
@@ -163,6 +167,18 @@ def table(figures: dict[str, dict[str, float]], published: dict) -> str:
             + f"{values['empty_masks']:9}"
         )
     return "\n".join([*lines, "(in parentheses: as published)"] if published else lines)
+
+
+def table_of_kinds(figures: dict[str, dict]) -> str:
+    """How many sentences of each kind every split has, and their share."""
+    totals = {split: sum(values["kinds"].values()) for split, values in figures.items()}
+    kinds = sorted({kind for values in figures.values() for kind in values["kinds"]})
+    lines = [f"{'kind':20}" + "".join(f"{split:>20}" for split in figures)]
+    for kind in kinds:
+        counts = {split: values["kinds"].get(kind, 0) for split, values in figures.items()}
+        shares = [f"{number:,} ({number / max(totals[split], 1):6.1%})" for split, number in counts.items()]
+        lines.append(f"{kind:20}" + "".join(f"{share:>20}" for share in shares))
+    return "\n".join(lines)
 
 
 def sheet_of_samples(splits: datasets.DatasetDict, count: int, seed: int) -> Image.Image:

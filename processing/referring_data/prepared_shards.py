@@ -23,7 +23,7 @@ from tqdm import tqdm
 from .pictures import check_picture_size
 from .refer_files import is_split_name
 from .sampling import references_by_image
-from .schema import REFERRING_FEATURES, ReferringDataError, decode_mask
+from .schema import REFERRING_FEATURES, ReferringDataError, area_of_mask
 from .tables import bytes_of, undecoded_pictures, with_pictures_inside
 
 MANIFEST = "prepared.json"
@@ -207,7 +207,8 @@ def check_mask(mask: dict, height: int, width: int, file_name: str) -> None:
     Raises:
         ReferringDataError: it is.
     """
-    if decode_mask(mask).shape != (height, width):
+    area_of_mask(mask)
+    if list(mask["size"]) != [height, width]:
         raise ReferringDataError(
             f"A mask has the size of its picture, but one of {file_name} is {mask['size']} and the picture "
             f"{[height, width]} (height, width). Make the data again."

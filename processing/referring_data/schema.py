@@ -43,6 +43,17 @@ def decode_mask(mask: dict) -> np.ndarray:
     Raises:
         ReferringDataError: the runs do not fill that size; pycocotools would show what the memory held before.
     """
+    runs = _runs_of(mask)
+    return np.repeat(np.arange(len(runs)) % 2 == 1, runs).reshape(mask["size"][::-1]).T
+
+
+def area_of_mask(mask: dict) -> int:
+    """How many pixels a row's `mask` has; errors as of `decode_mask`."""
+    return int(_runs_of(mask)[1::2].sum())
+
+
+def _runs_of(mask: dict) -> np.ndarray:
+    """The lengths of a mask's runs, int64, by turns outside and on the object."""
     size, runs = mask["size"], decode_counts(mask["counts"])
     area = math.prod(size)
     # No run alone is larger, or the sum may come round to the right number.
@@ -51,7 +62,7 @@ def decode_mask(mask: dict) -> np.ndarray:
             f"The runs of a mask fill its size, but those of one do not, of {list(size)} (height, width): "
             f"{mask['counts']!r:.80}. Prepare or fetch the data again."
         )
-    return np.repeat(np.arange(len(runs)) % 2 == 1, runs).reshape(size[::-1]).T
+    return runs
 
 
 def encode_mask(mask: np.ndarray) -> dict:

@@ -9,10 +9,10 @@ from tqdm import tqdm
 from m3dec.processing.word_vectors import split_words
 
 from .published_counts import count
-from .schema import decode_mask
+from .schema import area_of_mask
 
 
-def summarise(table: datasets.Dataset) -> tuple[dict[str, float], Counter[str]]:
+def summarise(table: datasets.Dataset) -> tuple[dict, Counter[str]]:
     """Figures of one split, and how often each word occurs in it.
 
     Returns:
@@ -21,15 +21,17 @@ def summarise(table: datasets.Dataset) -> tuple[dict[str, float], Counter[str]]:
         over_15_words, over_20_words: the share of the sentences that § IV-A's 15 and 20 words would cut off.
         area_05, area_50, area_95: percentiles of the area of masks that are not empty, as a share of their image.
         empty_masks: references that mean nothing.
+        kinds: how many sentences there are of each kind, where the files say it.
     """
-    lengths, areas, words = [], [], Counter()
+    lengths, areas, words, kinds = [], [], Counter(), Counter()
     references = table.remove_columns("image")
     for row in tqdm(references, desc="counting", unit="reference", disable=len(references) < 5000):
         for sentence in row["sentences"]:
             split = split_words(sentence["sent"])
             lengths.append(len(split))
             words.update(split)
-        areas.append(decode_mask(row["mask"]).mean())
+            kinds[sentence["category"]] += 1
+        areas.append(area_of_mask(row["mask"]) / (row["height"] * row["width"]))
     lengths, areas = np.array(lengths or [0]), np.array(areas)
     area_05, area_50, area_95 = np.percentile(areas[areas > 0], [5, 50, 95]).tolist() if areas.any() else [0.0] * 3
     return count(table) | {
@@ -41,4 +43,5 @@ def summarise(table: datasets.Dataset) -> tuple[dict[str, float], Counter[str]]:
         "area_50": area_50,
         "area_95": area_95,
         "empty_masks": int((areas == 0).sum()),
+        "kinds": {str(kind): number for kind, number in kinds.most_common() if kind is not None},
     }, words

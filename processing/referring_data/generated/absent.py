@@ -9,7 +9,7 @@ from .photographs import Thing
 from .phrasing import NounPhrase
 from .properties import ORDINALS, RELATIONS, SIDES, color_word, leftmost, noun, person_of, wearing, where
 from .truth import Scene
-from .words import CategoryWords
+from .words import CategoryWords, words_of
 
 Absent = Callable[[Scene, Thing, list[str], random.Random], NounPhrase | None]
 
@@ -98,9 +98,12 @@ def absent_neighbour(scene: Scene, thing: Thing, categories: list[str], draw: ra
 def _missing_entry(scene: Scene, categories: list[str], draw: random.Random) -> CategoryWords | None:
     """The words of a category that is surely not in the image; None where the one that was drawn may be."""
     annotated = categories if scene.photograph.exhaustive else []
-    name = draw.choice(annotated) if annotated and draw.random() < 0.6 else draw.choice(list(scene.known))
-    entry = scene.known.get(name)
-    if entry is None or entry.seldom or (name not in annotated and not entry.rare):
+    names = annotated if annotated and (draw.random() < 0.6 or not scene.known) else list(scene.known)
+    if not names:
+        return None
+    name = draw.choice(names)
+    entry = words_of(name, scene.known)
+    if entry.seldom or (name not in annotated and not entry.rare):
         return None
     there = [scene.entry(thing) for thing in scene.photograph.things]
     # The "vehicle" that is there may be the truck that is asked for.

@@ -1,6 +1,7 @@
 """Names of colors: which of fourteen names a pixel has, by its distance in CIELAB, and what that says of a thing."""
 
 import functools
+from itertools import combinations
 
 import numpy as np
 
@@ -50,16 +51,16 @@ FEW = 0.15  # or less have it: the thing is surely not called so
 EACH, TOGETHER = 0.25, 0.75  # of its pixels have each of two colors, and the two together
 
 
-def color_shares(labels: np.ndarray, mask: np.ndarray) -> np.ndarray:
-    """The share of each of COLORS among the pixels of `mask`, bool (height, width), in `labels` of `label_pixels`."""
-    counts = np.bincount(labels[mask], minlength=len(COLORS)).astype(float)
+def color_shares(pixels: np.ndarray) -> np.ndarray:
+    """The share of each of COLORS, float64 (number of COLORS,), among `pixels`, uint8 (N, 3) of sRGB."""
+    counts = np.bincount(label_pixels(pixels), minlength=len(COLORS)).astype(float)
     return counts / max(counts.sum(), 1.0)
 
 
-def label_pixels(image: np.ndarray) -> np.ndarray:
-    """The number of each pixel's color in COLORS, uint8 (height, width), of an sRGB image uint8 (height, width, 3)."""
-    bins = (image >> 3).astype(np.int32)
-    return _table()[bins[..., 0] * 1024 + bins[..., 1] * 32 + bins[..., 2]]
+def label_pixels(pixels: np.ndarray) -> np.ndarray:
+    """The number of each pixel's color in COLORS, uint8 (…), of sRGB, uint8 (…, 3)."""
+    red, green, blue = np.moveaxis((pixels >> 3).astype(np.int32), -1, 0)
+    return _table()[(red << 10) + (green << 5) + blue]
 
 
 def has_color(shares: np.ndarray, color: str) -> bool | None:
@@ -76,6 +77,13 @@ def has_both(shares: np.ndarray, first: str, second: str) -> bool | None:
     if min(one, other) >= EACH and one + other >= TOGETHER:
         return True
     return False if min(one, other) <= FEW / 3 else None
+
+
+def sure_pairs(shares: np.ndarray) -> list[tuple[str, str]]:
+    """The pairs of colors that a thing is called by, such as black and white."""
+    much = [COLORS[number] for number in np.flatnonzero(shares >= EACH)]
+    pairs = [pair for pair in combinations(much, 2) if frozenset(pair) not in NEAR]
+    return [pair for pair in pairs if has_both(shares, *pair)]
 
 
 def sure_color(shares: np.ndarray) -> str | None:

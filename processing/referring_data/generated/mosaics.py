@@ -37,14 +37,13 @@ def make_mosaic(draw: random.Random, another: Callable[[], Photograph], image_id
         canvas[top:bottom, left:right] = np.asarray(Image.fromarray(part.image).resize(size, Image.Resampling.BICUBIC))
         first = 1 + max((thing.id for thing in things), default=0)
         ids = {thing.id: first + number for number, thing in enumerate(part.things)}
+        whole = (0, 0, part.image.shape[1], part.image.shape[0])
         for thing in part.things:
-            mask = np.zeros((height, width), dtype=bool)
-            mask[top:bottom, left:right] = np.asarray(
-                Image.fromarray(thing.mask).resize(size, Image.Resampling.NEAREST)
-            )
-            things.append(replace(thing, id=ids[thing.id], owner=ids.get(thing.owner), mask=mask, cell=cell))
-    things = tuple(thing for thing in things if thing.mask.sum() >= LEAST_PIXELS)
-    return Photograph(canvas, things, exhaustive, f"mosaic-{image_id:07d}.jpg", image_id)
+            mask = np.asarray(Image.fromarray(thing.within(whole)).resize(size, Image.Resampling.NEAREST))
+            if np.count_nonzero(mask) >= LEAST_PIXELS:
+                ids_here = {"id": ids[thing.id], "owner": ids.get(thing.owner)}
+                things.append(thing.with_mask(mask, left, top, cell=cell, **ids_here))
+    return Photograph(canvas, tuple(things), exhaustive, f"mosaic-{image_id:07d}.jpg", image_id)
 
 
 def _cells(draw: random.Random, count: int, width: int, height: int) -> list[tuple[int, int, int, int]]:
@@ -91,8 +90,8 @@ def _place(draw: random.Random, low: float, high: float, window: float, side: fl
 
 def _seen(thing: Thing, box: tuple[int, int, int, int]) -> Thing | bool | None:
     """The thing within a window; False where it is gone; None where it is cut, or a crowd is partly seen."""
-    mask = thing.mask[box[1] : box[3], box[0] : box[2]]
-    share = mask.sum() / thing.area
+    mask = thing.within(box)
+    share = np.count_nonzero(mask) / thing.area
     if share <= GONE:
         return False
-    return replace(thing, mask=mask) if share >= SEEN or thing.region or thing.crowd or thing.owner else None
+    return thing.with_mask(mask) if share >= SEEN or thing.region or thing.crowd or thing.owner else None

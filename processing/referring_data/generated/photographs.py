@@ -4,19 +4,23 @@ import functools
 import json
 import re
 import reprlib
+from array import array
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 from PIL import Image, ImageOps
+from pycocotools import mask as coco_mask
 
 from m3dec.processing.referring_data.pictures import PictureFolder
-from m3dec.processing.referring_data.schema import ReferringDataError, decode_mask
+from m3dec.processing.referring_data.schema import ReferringDataError
 from m3dec.processing.referring_data.segmentations import union_of_segmentations
 
-from .colors import color_shares, label_pixels
+from .colors import color_shares
 
+BLOCK = 2**22  # bytes of a file in memory at once
 IMAGE_FIELDS = ("id", "file_name", "height", "width")
 ANNOTATION_FIELDS = ("id", "image_id", "category_id", "segmentation")
 
@@ -28,7 +32,8 @@ class Thing:
     id: int
     category: str
     category_id: int
-    mask: np.ndarray  # bool (height, width)
+    box: tuple[int, int, int, int]  # left, top, right, bottom in pixels, the last two outside of it
+    mask: np.ndarray  # bool (bottom - top, right - left), within the box alone
     owner: int | None = None  # the id of the thing that it is a part of, a bag's person
     region: bool = False  # may hold several things of its kind, such as all hair
     crowd: bool = False  # several things that nobody told apart
@@ -36,18 +41,29 @@ class Thing:
 
     @functools.cached_property
     def area(self) -> int:
-        return int(self.mask.sum())
-
-    @functools.cached_property
-    def box(self) -> tuple[int, int, int, int]:
-        """left, top, right, bottom in pixels, the last two outside of it."""
-        rows, columns = np.flatnonzero(self.mask.any(axis=1)), np.flatnonzero(self.mask.any(axis=0))
-        return int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1
+        return int(np.count_nonzero(self.mask))
 
     @property
     def center(self) -> tuple[float, float]:
         left, top, right, bottom = self.box
         return (left + right) / 2, (top + bottom) / 2
+
+    def within(self, box: tuple[int, int, int, int]) -> np.ndarray:
+        """The mask as it is seen through a window of the image, bool of the window's height and width."""
+        seen = np.zeros((box[3] - box[1], box[2] - box[0]), dtype=bool, order="F")  # as pycocotools wants it
+        left, top = max(box[0], self.box[0]), max(box[1], self.box[1])
+        right, bottom = min(box[2], self.box[2]), min(box[3], self.box[3])
+        if left < right and top < bottom:
+            part = self.mask[top - self.box[1] : bottom - self.box[1], left - self.box[0] : right - self.box[0]]
+            seen[top - box[1] : bottom - box[1], left - box[0] : right - box[0]] = part
+        return seen
+
+    def with_mask(self, mask: np.ndarray, left: int = 0, top: int = 0, **changes) -> "Thing":
+        """The same thing with another mask, bool and not empty, whose corner is at `left` and `top` of the image."""
+        rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
+        x, y, right, bottom = int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1
+        box = (left + x, top + y, left + right, top + bottom)
+        return replace(self, mask=mask[y:bottom, x:right], box=box, **changes)
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,26 +77,33 @@ class Photograph:
     image_id: int
 
     @functools.cached_property
-    def color_labels(self) -> np.ndarray:
-        return label_pixels(self.image)
-
-    @functools.cached_property
-    def shares(self) -> dict[int, np.ndarray]:
-        """Thing's id → the share of each color in it."""
-        return {thing.id: color_shares(self.color_labels, thing.mask) for thing in self.things}
-
-    @functools.cached_property
     def is_dark(self) -> bool:
         """Whether it was taken at night: its colors cannot be told."""
         return float(self.image[::4, ::4].mean()) < 55
 
+    def shares(self, thing: Thing) -> np.ndarray:
+        """The share of each color in a thing, float64 (number of COLORS,)."""
+        if thing.id not in self._shares:
+            left, top, right, bottom = thing.box
+            self._shares[thing.id] = color_shares(self.image[top:bottom, left:right][thing.mask])
+        return self._shares[thing.id]
+
+    @functools.cached_property
+    def _shares(self) -> dict[int, np.ndarray]:
+        return {}
+
     def mirrored(self) -> "Photograph":
-        things = tuple(replace(thing, mask=thing.mask[:, ::-1]) for thing in self.things)
+        width = self.image.shape[1]
+        things = tuple(
+            replace(thing, mask=thing.mask[:, ::-1], box=(width - right, top, width - left, bottom))
+            for thing in self.things
+            for left, top, right, bottom in [thing.box]
+        )
         return replace(self, image=self.image[:, ::-1], things=things)
 
 
 class InstanceFile:
-    """A COCO instance file. Its text stays in memory once, a byte a letter, and an annotation is parsed when asked for.
+    """A COCO instance file. It is read through once, and what stays in memory is where each annotation stands in it.
 
     Of COCO's own fields `images`, `annotations` and `categories` are read. Further fields are known: an annotation's
     `region` and `part_of`, and an image's `exhaustive`. A file none of whose images says `exhaustive` is taken for one
@@ -93,23 +116,21 @@ class InstanceFile:
 
     def __init__(self, path: str | Path):
         self.path = Path(path)
-        text = self.path.read_bytes().decode("latin-1")  # any bytes, one letter each; an entry's text is decoded anew
-        self._text = text
-        self.images, self.categories, places = {}, {}, {"image_id": [], "start": [], "end": []}
-        for kind, start, end, entry in _entries(text, self.path):
-            if kind == "annotations":
-                self._check(entry, ANNOTATION_FIELDS, "annotations")
-                places["image_id"].append(entry["image_id"])
-                places["start"].append(start)
-                places["end"].append(end)
-            elif kind == "images":
-                entry = json.loads(text[start:end].encode("latin-1"))
-                self._check(entry, IMAGE_FIELDS, "images")
-                self.images[entry["id"]] = {name: entry.get(name) for name in (*IMAGE_FIELDS, "exhaustive")}
-            elif kind == "categories":
-                entry = json.loads(text[start:end].encode("latin-1"))
-                self._check(entry, ("id", "name"), "categories")
-                self.categories[entry["id"]] = str(entry["name"]).lower()
+        self.images, self.categories = {}, {}
+        places = {"image": array("q"), "start": array("q"), "end": array("q")}
+        with self.path.open("rb") as file:
+            for kind, start, end, entry in entries_of_lists(file, self.path):
+                if kind == "annotations":
+                    self._check(entry, ANNOTATION_FIELDS, "annotations")
+                    places["image"].append(entry["image_id"])
+                    places["start"].append(start)
+                    places["end"].append(end)
+                elif kind == "images":
+                    self._check(entry, IMAGE_FIELDS, "images")
+                    self.images[entry["id"]] = {name: entry.get(name) for name in (*IMAGE_FIELDS, "exhaustive")}
+                elif kind == "categories":
+                    self._check(entry, ("id", "name"), "categories")
+                    self.categories[entry["id"]] = str(entry["name"]).lower()
         if not self.images or not self.categories:
             raise ReferringDataError(
                 f"A COCO instance file has images, annotations and categories, but {path} has {len(self.images)} "
@@ -118,7 +139,7 @@ class InstanceFile:
         says = any(image["exhaustive"] is not None for image in self.images.values())
         for image in self.images.values():
             image["exhaustive"] = bool(image["exhaustive"]) if says else True
-        image_ids = np.array(places["image_id"], dtype=np.int64)
+        image_ids = np.array(places["image"])
         order = np.argsort(image_ids, kind="stable")
         self._starts, self._ends = np.array(places["start"])[order], np.array(places["end"])[order]
         self._image_ids = image_ids[order]
@@ -145,26 +166,35 @@ class InstanceFile:
                 f"An image has the size its annotations say, but {entry['file_name']} is {image.shape[:2]} and its "
                 f"annotations are for {(entry['height'], entry['width'])} (height, width)."
             )
-        places = zip(self._starts[first:last], self._ends[first:last], strict=True)
-        things = (self._thing(start, end, entry) for start, end in places)
+        with self.path.open("rb") as file:
+            texts = [
+                (file.seek(start), file.read(end - start))[1]
+                for start, end in zip(self._starts[first:last].tolist(), self._ends[first:last].tolist(), strict=True)
+            ]
+        things = (self._thing(json.loads(text), entry) for text in texts)
         things = tuple(thing for thing in things if thing is not None)
         return Photograph(image, things, entry["exhaustive"], entry["file_name"], image_id)
 
-    def _thing(self, start: int, end: int, image: dict) -> Thing | None:
-        annotation = json.loads(self._text[start:end].encode("latin-1"))
+    def annotated(self) -> set[int]:
+        """The numbers of the images in which something is annotated."""
+        return set(np.unique(self._image_ids).tolist())
+
+    def _thing(self, annotation: dict, image: dict) -> Thing | None:
         name = f"annotation {annotation['id']} of {self.path.name}"
         if annotation["category_id"] not in self.categories:
             raise ReferringDataError(
                 f"An annotation's category is one of the file's, but {name} has {annotation['category_id']!r:.40}."
             )
-        mask = decode_mask(union_of_segmentations([annotation["segmentation"]], image["height"], image["width"], name))
-        if not mask.any():
+        runs = union_of_segmentations([annotation["segmentation"]], image["height"], image["width"], name)
+        left, top, width, height = (int(number) for number in coco_mask.toBbox(runs))
+        if not width or not height:
             return None
         return Thing(
             id=annotation["id"],
             category=self.categories[annotation["category_id"]],
             category_id=annotation["category_id"],
-            mask=mask,
+            box=(left, top, left + width, top + height),
+            mask=coco_mask.decode(runs)[top : top + height, left : left + width].astype(bool),
             owner=annotation.get("part_of"),
             region=bool(annotation.get("region")),
             crowd=bool(annotation.get("iscrowd")),
@@ -180,37 +210,81 @@ class InstanceFile:
             )
 
 
-def _entries(text: str, path: Path) -> Iterator[tuple[str, int, int, object]]:
-    """The entries of the lists of a JSON object: the list's key, where the entry starts and ends, and the entry."""
-    decode, blanks = json.JSONDecoder().raw_decode, re.compile(r"[ \t\n\r]*")
+def entries_of_lists(file: BinaryIO, path: Path) -> Iterator[tuple[str, int, int, object]]:
+    """The entries of the lists of a JSON object, of a file of any size: the list's key, the bytes where an entry starts
+    and ends, and the entry.
 
-    def skip(place: int, expected: str = "") -> int:
-        place = blanks.match(text, place).end()
-        if expected and text[place : place + 1] != expected:
-            raise ReferringDataError(
-                f"{path} is not whole JSON: {expected!r} is expected at letter {place}, but there is "
-                f"{text[place : place + 10]!r}. Fetch or write it again."
-            )
-        return blanks.match(text, place + len(expected)).end()
-
+    Raises:
+        ReferringDataError: it is no JSON object, or cut off.
+    """
+    text = _Window(file, path)
     try:
-        place = skip(0, "{")
-        while text[place : place + 1] != "}":
-            key, place = decode(text, place)
-            place = skip(place, ":")
-            if text[place : place + 1] != "[":
-                _, place = decode(text, place)
+        text.expect("{")
+        while not text.comes("}"):
+            _, _, key = text.value()
+            text.expect(":")
+            if text.comes("["):
+                text.expect("[")
+                while not text.comes("]"):
+                    start, end, entry = text.value()
+                    yield key, start, end, entry
+                    if not text.comes("]"):
+                        text.expect(",")
+                text.expect("]")
             else:
-                place = skip(place, "[")
-                while text[place : place + 1] != "]":
-                    entry, end = decode(text, place)
-                    yield key, place, end, entry
-                    place = skip(end)
-                    if text[place : place + 1] != "]":
-                        place = skip(place, ",")
-                place += 1
-            place = skip(place)
-            if text[place : place + 1] != "}":
-                place = skip(place, ",")
-    except (json.JSONDecodeError, RecursionError) as error:
+                text.value()
+            if not text.comes("}"):
+                text.expect(",")
+    except (json.JSONDecodeError, RecursionError, UnicodeError) as error:
         raise ReferringDataError(f"{path} is not whole JSON: {error}. Fetch or write it again.") from error
+
+
+class _Window:
+    """What is being read of a JSON file, some megabytes of it. Each byte is a letter: so places are places of bytes."""
+
+    def __init__(self, file: BinaryIO, path: Path):
+        self.file, self.path, self.text, self.place, self.first, self.ended = file, path, "", 0, 0, False
+        self.decode, self.blanks = json.JSONDecoder().raw_decode, re.compile(r"[ \t\n\r]*")
+        self.grow()
+
+    def grow(self) -> None:
+        """Forget what was read, and read as much again as is left, at least a block."""
+        block = self.file.read(max(BLOCK, len(self.text) - self.place))
+        self.text, self.first, self.place = self.text[self.place :] + block.decode("latin-1"), self.at, 0
+        self.ended = not block
+
+    @property
+    def at(self) -> int:
+        return self.first + self.place
+
+    def comes(self, letter: str) -> bool:
+        """Whether `letter` is next, behind blanks."""
+        self.place = self.blanks.match(self.text, self.place).end()
+        while self.place == len(self.text) and not self.ended:
+            self.grow()
+            self.place = self.blanks.match(self.text, self.place).end()
+        return self.text[self.place : self.place + 1] == letter
+
+    def expect(self, letter: str) -> None:
+        if not self.comes(letter):
+            raise ReferringDataError(
+                f"{self.path} is not whole JSON: {letter!r} is expected at letter {self.at}, but there is "
+                f"{self.text[self.place : self.place + 10]!r}. Fetch or write it again."
+            )
+        self.place += 1
+
+    def value(self) -> tuple[int, int, object]:
+        """Where the next value starts and ends, and the value."""
+        self.comes("")
+        while True:
+            try:
+                value, end = self.decode(self.text, self.place)
+                if end < len(self.text) or self.ended:  # a number at the end of the window may go on
+                    break
+            except json.JSONDecodeError:
+                if self.ended:
+                    raise
+            self.grow()
+        read, start, self.place = self.text[self.place : end], self.at, end
+        # Bytes were taken for letters: other letters than ASCII are read anew.
+        return start, self.at, value if read.isascii() else json.loads(read.encode("latin-1"))

@@ -3,9 +3,8 @@
 import random
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from itertools import combinations
 
-from .colors import COLORS, NEAR, SPOKEN, has_both, sure_color
+from .colors import SPOKEN, has_both, sure_color, sure_pairs
 from .photographs import Thing
 from .phrasing import NounPhrase
 from .truth import LARGER, MOST_RIVALS, TALLER, Scene
@@ -73,7 +72,7 @@ def noun(scene: Scene, thing: Thing, draw: random.Random, largest: bool = False)
         return None
     phrase = NounPhrase(_said_of(scene, thing, word, draw), plural=entry.pair, praise=_praise(entry))
     sure = tuple(other for other in things if word in scene.entry(other).general)
-    return Meaning(phrase, sure, tuple(other for other in things if other not in sure))
+    return Meaning(phrase, sure, tuple(other for other in things if word not in scene.entry(other).general))
 
 
 def alone_word(scene: Scene, thing: Thing, draw: random.Random) -> Meaning | None:
@@ -132,14 +131,13 @@ def colored(scene: Scene, meaning: Meaning | None, thing: Thing, draw: random.Ra
     """The white cat, the black and white cat."""
     if meaning is None or not scene.entry(thing).color or meaning.phrase.color or scene.photograph.is_dark:
         return None
-    entry, shares = scene.entry(thing), scene.photograph.shares[thing.id]
-    color = sure_color(shares)
-    pairs = [pair for pair in combinations(COLORS, 2) if frozenset(pair) not in NEAR and has_both(shares, *pair)]
+    entry, shares = scene.entry(thing), scene.photograph.shares(thing)
+    color, pairs = sure_color(shares), sure_pairs(shares)
     if pairs and (color is None or draw.random() < 0.6):
         first, second = draw.sample(pairs[0], 2)
         said = f"{color_word(first, entry, draw)} and {color_word(second, entry, draw)}"
         phrase = meaning.phrase.with_color(said)
-        return meaning.narrowed(lambda other: has_both(scene.photograph.shares[other.id], first, second), phrase)
+        return meaning.narrowed(lambda other: has_both(scene.photograph.shares(other), first, second), phrase)
     if color is None:
         return None
     word = color_word(color, entry, draw)
@@ -309,7 +307,7 @@ def dressed(scene: Scene, meaning: Meaning | None, thing: Thing, draw: random.Ra
         return None
     if scene.parts:
         return _with_part(scene, meaning, thing, draw, lambda entry: entry.worn)
-    color = sure_color(scene.upper_shares[thing.id])
+    color = sure_color(scene.upper_shares(thing))
     if color not in CLOTHES_COLORS or not _is_upright(thing) or scene.photograph.is_dark:
         return None
     words = (f"in {color}", f"wearing {color}", f"dressed in {color}", f"in the {color} clothes")
@@ -331,7 +329,7 @@ def carrying(scene: Scene, meaning: Meaning | None, thing: Thing, draw: random.R
     if not scene.trusted(word):
         return None
     rivals, said = scene.meant_by(word), word
-    color = sure_color(scene.photograph.shares[bag.id]) if entry.color and draw.random() < 0.4 else None
+    color = sure_color(scene.photograph.shares(bag)) if entry.color and draw.random() < 0.4 else None
     if color and not scene.photograph.is_dark:
         rivals = [other for other in rivals if scene.colored(color)(other) is not False]
         said = f"{color_word(color, entry, draw)} {word}"
@@ -373,7 +371,7 @@ def _with_part(
     part = draw.choice(parts)
     entry = scene.entry(part)
     word = draw.choice(entry.words) if draw.random() < 0.8 or not entry.also else draw.choice(entry.also)
-    color = sure_color(scene.photograph.shares[part.id]) if entry.color and draw.random() < 0.65 else None
+    color = sure_color(scene.photograph.shares(part)) if entry.color and draw.random() < 0.65 else None
     color = None if scene.photograph.is_dark else color
     said = f"{color_word(color, entry, draw)} {word}" if color else word
     return meaning.narrowed(scene.has_part(word, color), meaning.phrase.with_after(wearing(said, entry, draw)))

@@ -1,7 +1,9 @@
 """Rows of the schema out of instance files: photographs and mosaics of them, with sentences made from the masks."""
 
+import functools
 import hashlib
 import io
+import os
 import random
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
@@ -21,6 +23,7 @@ from .sentences import Sentence, SentenceMaker
 from .words import WORDS_FILE, read_words
 
 JPEG_QUALITY = 90
+MOST_TRIES = 200  # to find one of the photographs in its folder
 
 
 def generate_referring_dataset(
@@ -31,11 +34,12 @@ def generate_referring_dataset(
     sentences_per_image: int = 16,
     val_share: float = 0.1,
     seed: int = 0,
+    num_proc: int = 1,
 ) -> datasets.DatasetDict:
     """Make referring sentences from instance masks: the splits "train" and "val".
 
-    The same files, settings and seed give the same rows. Rows are written to the cache folder of 🤗 Datasets one by
-    one, and found there again.
+    The same files, settings and seed give the same rows, in any number of processes. Rows are written to the cache
+    folder of 🤗 Datasets one by one, and found there again.
 
     Args:
         instances: a COCO-style instance file; `InstanceFile` says which fields are known.
@@ -45,6 +49,7 @@ def generate_referring_dataset(
         sentences_per_image: at most so many.
         val_share: the share of the photographs, drawn by file name alone, that "val" holds and "train" never shows.
         seed: of everything that is drawn.
+        num_proc: how many processes make the sentences.
 
     Raises:
         FileNotFoundError: a file or folder is not there.
@@ -52,66 +57,101 @@ def generate_referring_dataset(
     """
     if not 0 <= val_share < 1:
         raise ReferringDataError(f"val_share is from 0 to below 1, such as 0.1, but it is {val_share}.")
+    for path in (instances, *([words] if words else [])):
+        if not Path(path).is_file():
+            raise FileNotFoundError(f"Sentences are made from {path}, which is no file.")
     settings = {
-        "instances": str(instances),
-        "image_root": str(image_root),
-        "words": None if words is None else str(words),
+        "instances": str(Path(instances).absolute()),
+        "image_root": str(Path(image_root).absolute()),
+        "words": None if words is None else str(Path(words).absolute()),
         "sentences_per_image": sentences_per_image,
         "val_share": val_share,
         "seed": seed,
     }
+    file = _instances(settings["instances"])
     code = [WORDS_FILE, *sorted(Path(__file__).parent.glob("*.py")), Path(instances), *([Path(words)] if words else [])]
-    for path in code:
-        if not path.is_file():
-            raise FileNotFoundError(f"Sentences are made from {path}, which is no file.")
+    made_of = digest_of(code, f"{sorted(settings.items())} {_state_of_pictures(file, PictureFolder(image_root))}")
+    read_words(words)  # errors before the work begins
     splits = datasets.DatasetDict()
     for split, number in (("train", mosaics), ("val", 0)):
-        given = settings | {"split": split, "mosaics": number}
-        digest = digest_of(code, repr(sorted(given.items())))
-        try:
-            table = datasets.Dataset.from_generator(
-                generate_rows, features=REFERRING_FEATURES, gen_kwargs=given, fingerprint=digest
-            )
-        except datasets.exceptions.DatasetGenerationError as error:
-            raise error.__cause__ or error from None
-        except ValueError:  # of a split without a row
-            table = None
-        if table is not None and len(table):
+        tasks = list(range(len(_images_of(file, split, val_share)) + number))
+        if table := _table_of(settings | {"split": split, "tasks": tasks}, f"{made_of}-{split}-{number}", num_proc):
             splits[split] = table
     if not splits:
         raise _nothing_to_say(instances, image_root)
     return splits
 
 
+def _table_of(given: dict, fingerprint: str, num_proc: int) -> datasets.Dataset | None:
+    """A table of what `generate_rows(**given)` yields, None where that is nothing."""
+    processes = min(num_proc, len(given["tasks"]) // 100)  # of fewer images each, starting takes longer
+    try:
+        return datasets.Dataset.from_generator(
+            generate_rows,
+            features=REFERRING_FEATURES,
+            gen_kwargs=given,
+            fingerprint=fingerprint,
+            num_proc=processes if processes > 1 else None,
+        )
+    except datasets.exceptions.DatasetGenerationError as error:
+        raise error.__cause__ or error from None
+    except ReferringDataError:
+        raise
+    except ValueError:  # of a split without a row
+        return None
+
+
 def generate_rows(
+    tasks: list[int],
     instances: str,
     image_root: str,
     words: str | None,
-    mosaics: int,
     sentences_per_image: int,
     val_share: float,
     seed: int,
     split: str,
 ) -> Iterator[dict]:
-    """The rows of one split, one photograph after the other, then the mosaics; arguments as above."""
-    file, pictures = InstanceFile(instances), PictureFolder(image_root)
+    """The rows of one split. Of `tasks`, the first numbers are its photographs and the further ones mosaics of them;
+    the other arguments are those above."""
+    file, pictures = _instances(instances), PictureFolder(image_root)
     maker = SentenceMaker(read_words(words), file.categories.values())
-    image_ids = [
+    image_ids = _images_of(file, split, val_share)
+    for task in tqdm(tasks, desc=f"sentences, {split}", unit="image", disable=len(tasks) < 200):
+        if task < len(image_ids):
+            photograph = file.photograph(image_ids[task], pictures)
+            image = photograph and {"path": str(pictures.find(photograph.file_name)), "bytes": None}
+        else:
+            photograph, image = _mosaic(file, pictures, image_ids, task - len(image_ids), seed)
+        if photograph is not None:
+            draw = random.Random(f"{seed} {photograph.file_name}")
+            sentences = maker.describe(photograph, draw, sentences_per_image)
+            yield from _rows_of(photograph, image, sentences, first=task * sentences_per_image)
+
+
+@functools.lru_cache(maxsize=1)
+def _instances(path: str) -> InstanceFile:
+    """The file, read once: forked processes find it in their memory."""
+    return InstanceFile(path)
+
+
+def _images_of(file: InstanceFile, split: str, val_share: float) -> list[int]:
+    """The numbers of a split's images in which something is annotated."""
+    annotated = file.annotated()
+    return [
         number
         for number, image in file.images.items()
-        if (split == "val") == is_held_out(image["file_name"], val_share)
+        if number in annotated and (split == "val") == is_held_out(image["file_name"], val_share)
     ]
-    ref_id = sent_id = 0
-    for photograph, image in _pictured(file, pictures, image_ids, mosaics, seed, split):
-        draw = random.Random(f"{seed} {photograph.file_name}")
-        sentences = maker.describe(photograph, draw, sentences_per_image)
-        for row in _rows_of(photograph, image, sentences):
-            row["ref_id"] = ref_id
-            for sentence in row["sentences"]:
-                sentence["sent_id"] = sent_id
-                sent_id += 1
-            ref_id += 1
-            yield row
+
+
+def _state_of_pictures(file: InstanceFile, pictures: PictureFolder) -> str:
+    """Another text where a picture was added or replaced."""
+    digest = hashlib.sha256()
+    for image in file.images.values():
+        path = pictures.find(image["file_name"])
+        stat = os.stat(path) if path else None
+        digest.update(f"{path} {stat and (stat.st_size, stat.st_mtime_ns)}\n".encode("utf-8", "replace"))
+    return digest.hexdigest()
 
 
 def random_sentences(
@@ -145,50 +185,50 @@ def _nothing_to_say(instances: str | Path, image_root: str | Path) -> ReferringD
     )
 
 
-def _pictured(
-    file: InstanceFile, pictures: PictureFolder, image_ids: list[int], mosaics: int, seed: int, split: str
-) -> Iterator[tuple[Photograph, dict]]:
-    """Each photograph and mosaic, with its image as a row holds it."""
-    progress = tqdm(image_ids, desc=f"sentences, {split}", unit="image", disable=len(image_ids) < 200)
-    usable = []
-    for image_id in progress:
-        photograph = file.photograph(image_id, pictures)
-        if photograph and photograph.things:
-            usable.append(image_id)
-            yield photograph, {"path": str(pictures.find(photograph.file_name)), "bytes": None}
-    if not usable:
-        return
-    first = 1 + max(file.images)
-    for number in tqdm(range(mosaics), desc="mosaics", unit="image", disable=mosaics < 200):
-        draw = random.Random(f"{seed} mosaic {number}")
-        mosaic = make_mosaic(draw, lambda: file.photograph(draw.choice(usable), pictures), first + number)  # noqa: B023
-        written = io.BytesIO()
-        Image.fromarray(mosaic.image).save(written, "JPEG", quality=JPEG_QUALITY)
-        yield mosaic, {"path": None, "bytes": written.getvalue()}
+def _mosaic(
+    file: InstanceFile, pictures: PictureFolder, image_ids: list[int], number: int, seed: int
+) -> tuple[Photograph | None, dict | None]:
+    """A mosaic of some of the images, and as a row holds it."""
+    draw = random.Random(f"{seed} mosaic {number}")
+
+    def another() -> Photograph:
+        for _ in range(MOST_TRIES):
+            photograph = file.photograph(draw.choice(image_ids), pictures)
+            if photograph and photograph.things:
+                return photograph
+        raise _nothing_to_say(file.path, pictures.root)
+
+    mosaic = make_mosaic(draw, another, 1 + max(file.images) + number)
+    written = io.BytesIO()
+    Image.fromarray(mosaic.image).save(written, "JPEG", quality=JPEG_QUALITY)
+    return mosaic, {"path": None, "bytes": written.getvalue()}
 
 
-def _rows_of(photograph: Photograph, image: dict, sentences: list[Sentence]) -> Iterator[dict]:
-    """A row for each group of things that sentences mean."""
+def _rows_of(photograph: Photograph, image: dict, sentences: list[Sentence], first: int) -> Iterator[dict]:
+    """A row for each group of things that sentences mean; references and sentences are numbered from `first` on."""
     height, width = photograph.image.shape[:2]
     things = {thing.id: thing for thing in photograph.things}
     meant = {}
-    for sentence in sentences:
-        meant.setdefault(sentence.targets, []).append(sentence)
-    for targets, said in meant.items():
-        mask = np.zeros((height, width), dtype=bool)
+    for number, sentence in enumerate(sentences, start=first):
+        said = {"sent_id": number, "raw": sentence.text, "sent": sentence.text, "category": sentence.kind}
+        meant.setdefault(sentence.targets, []).append(said)
+    for ref_id, (targets, said) in enumerate(meant.items(), start=first):
+        mask = np.zeros((height, width), dtype=bool, order="F")  # as pycocotools wants it
         for target in targets:
-            mask |= things[target].mask
+            left, top, right, bottom = things[target].box
+            mask[top:bottom, left:right] |= things[target].mask
         boxes = np.array([things[target].box for target in targets]).reshape(-1, 4)
         categories = {things[target].category_id for target in targets}
         yield {
             "image": image,
             "image_id": photograph.image_id,
+            "ref_id": ref_id,
             "ann_id": list(targets),
             "category_id": categories.pop() if len(categories) == 1 else None,
             "file_name": photograph.file_name,
             "height": height,
             "width": width,
             "bbox": [*boxes[:, :2].min(axis=0).tolist(), *boxes[:, 2:].max(axis=0).tolist()] if targets else [],
-            "sentences": [{"raw": one.text, "sent": one.text, "category": one.kind} for one in said],
+            "sentences": said,
             "mask": encode_mask(mask),
         }

@@ -30,6 +30,7 @@ from .words import CategoryWords
 NUMBERS = {2: "two", 3: "three", 4: "four", 5: "five", 6: "six"}
 MOST_SEVERAL = 8  # of more, some are overlooked
 MOST_WORDS = 18
+MOST_FAILED = 40  # tries, one after the other: then there is not much more to say
 MOST_ALIKE = 2  # sentences of one kind about the same
 NOTHING = 1 / 8  # of the sentences name what is not there
 PAIRS = (  # of properties that are said together, in this order
@@ -51,7 +52,6 @@ PAIRS = (  # of properties that are said together, in this order
     (looks_big, colored),
     (colored, related),
     (sized, placed),
-    (extreme, colored),
 )
 
 Said = tuple[NounPhrase, Sequence[Thing]]  # what is said, and of which things
@@ -85,27 +85,30 @@ class SentenceMaker:
                 by_category.setdefault(thing.category, []).append(thing)
         if not by_category:
             return []
-        found, made = {}, dict.fromkeys(KINDS, 0)
-        for _ in range(8 * count):
-            if len(found) == count:
-                break
-            weights = [weight / (1 + made[kind]) for kind, (_, weight) in KINDS.items()]
-            kind = draw.choices(list(KINDS), weights)[0]
-            if kind == "nothing" and made[kind] + 1 > NOTHING * (len(found) + 4):
-                continue
+        found, made, failed = {}, dict.fromkeys(KINDS, 0), 0
+        while len(found) < count and failed < MOST_FAILED:
+            failed += 1
+            kind = self._next_kind(made, sum(one.kind == "nothing" for one in found.values()), len(found), draw)
             thing = draw.choice(by_category[draw.choice(list(by_category))])
             said = self.nothing(scene, thing, draw) if kind == "nothing" else KINDS[kind][0](scene, thing, draw)
             if said is None:
                 made[kind] += 0.1  # what fails often is tried less often
                 continue
+            made[kind] += 1
             phrase, targets = said
             text = spoken(phrase, draw)
             sentence = Sentence(text, kind, tuple(sorted(target.id for target in targets)))
             alike = sum(other[1:] == sentence[1:] for other in found.values())
-            made[kind] += 1
             if text not in found and len(text.split()) <= MOST_WORDS and (alike < MOST_ALIKE or kind == "nothing"):
-                found[text] = sentence
+                found[text], failed = sentence, 0
         return list(found.values())
+
+    def _next_kind(self, made: dict[str, float], absent: int, found: int, draw: random.Random) -> str:
+        """What is tried next: of the kinds that were made least, and now and then what is not there."""
+        if absent + 1 <= NOTHING * (found + 4) and draw.random() < 0.4:
+            return "nothing"
+        kinds = [kind for kind in KINDS if kind != "nothing"]
+        return draw.choices(kinds, [KINDS[kind][1] / (1 + made[kind]) for kind in kinds])[0]
 
     def nothing(self, scene: Scene, thing: Thing, draw: random.Random) -> Said | None:
         """What is not there."""
@@ -146,8 +149,9 @@ def by_two(scene: Scene, thing: Thing, draw: random.Random) -> Said | None:
     first, second = draw.choice(PAIRS)
     meaning = first(scene, noun(scene, thing, draw), thing, draw)
     meaning = meaning and second(scene, meaning, thing, draw)
-    if meaning and draw.random() < 0.2 and second is not placed:
-        meaning = draw.choice((placed, colored, looks_big))(scene, meaning, thing, draw) or meaning
+    if meaning and draw.random() < 0.2 and second is not placed and not meaning.phrase.before:
+        # Behind "second" or "middle" a further adjective would be read as one of those that are counted.
+        meaning = draw.choice((placed, looks_big))(scene, meaning, thing, draw) or meaning
     return _single(meaning, thing)
 
 
@@ -252,5 +256,5 @@ KINDS: dict[str, tuple[Callable | None, float]] = {  # kind → (how it is made,
     "only": (by_only, 0.25),
     "relation": (by_relation, 3.0),
     "several": (several, 1.0),
-    "nothing": (None, 1.6),
+    "nothing": (None, 0.0),  # its share is NOTHING
 }

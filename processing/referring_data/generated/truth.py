@@ -1,11 +1,10 @@
 """What is true of the things of a photograph, with margins: yes, no, or not sure (None), where nothing is said."""
 
-import functools
 from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from .colors import COLORS, has_color
+from .colors import color_shares, has_color
 from .photographs import Photograph, Thing
 from .words import CategoryWords, words_of
 
@@ -31,6 +30,7 @@ class Scene:
         self.words = {thing.category: words_of(thing.category, words) for thing in photograph.things}
         self.crowds = [thing for thing in photograph.things if thing.crowd]
         self.wholes = [thing for thing in self.things if thing.owner is None]
+        self._meant, self._trusted, self._upper_shares = {}, {}, {}  # what was found out already
         self.parts = {}  # owner's id → its parts
         for thing in self.things:
             if thing.owner is not None:
@@ -41,10 +41,17 @@ class Scene:
 
     def meant_by(self, word: str) -> list[Thing]:
         """All things that somebody may call by `word`."""
-        return [thing for thing in self.things if word in self.entry(thing).possible]
+        if word not in self._meant:
+            self._meant[word] = [thing for thing in self.things if word in self.entry(thing).possible]
+        return self._meant[word]
 
     def trusted(self, word: str) -> bool:
         """Whether all things that may be called by `word` are annotated, one by one."""
+        if word not in self._trusted:
+            self._trusted[word] = self._is_trusted(word)
+        return self._trusted[word]
+
+    def _is_trusted(self, word: str) -> bool:
         if any(word in self.entry(crowd).possible for crowd in self.crowds):
             return False
         if self.photograph.exhaustive:
@@ -78,23 +85,20 @@ class Scene:
     # Properties: functions of a thing
 
     def colored(self, color: str) -> Callable[[Thing], bool | None]:
-        return lambda thing: has_color(self.photograph.shares[thing.id], color)
+        return lambda thing: has_color(self.photograph.shares(thing), color)
 
     def dressed_in(self, color: str) -> Callable[[Thing], bool | None]:
         """Whether a person's upper half is of a color."""
-        return lambda thing: has_color(self.upper_shares[thing.id], color)
+        return lambda thing: has_color(self.upper_shares(thing), color)
 
-    @functools.cached_property
-    def upper_shares(self) -> dict[int, np.ndarray]:
-        """Thing's id → the share of each color between a fifth and a half of its height, where a person has a shirt."""
-        shares = {}
-        for thing in self.things:
+    def upper_shares(self, thing: Thing) -> np.ndarray:
+        """The share of each color between a fifth and a half of a thing's height, where a person has a shirt."""
+        if thing.id not in self._upper_shares:
             left, top, right, bottom = thing.box
-            rows = slice(top + (bottom - top) // 5, max(top + (bottom - top) // 2, top + 1))
-            labels = self.photograph.color_labels[rows, left:right][thing.mask[rows, left:right]]
-            counts = np.bincount(labels, minlength=len(COLORS)).astype(float)
-            shares[thing.id] = counts / max(counts.sum(), 1.0)
-        return shares
+            rows = slice((bottom - top) // 5, max((bottom - top) // 2, (bottom - top) // 5 + 1))
+            seen = self.photograph.image[top:bottom, left:right][rows][thing.mask[rows]]
+            self._upper_shares[thing.id] = color_shares(seen)
+        return self._upper_shares[thing.id]
 
     def has_part(self, word: str, color: str | None = None) -> Callable[[Thing], bool | None]:
         """Whether a thing has a part that is called `word`, of a color where one is given."""
@@ -104,7 +108,7 @@ class Scene:
             sure = [part for part in parts if word in self.entry(part).general]
             if color is None:
                 return True if sure else None if parts else False
-            answers = [has_color(self.photograph.shares[part.id], color) for part in parts]
+            answers = [has_color(self.photograph.shares(part), color) for part in parts]
             if any(answer and part in sure for answer, part in zip(answers, parts, strict=True)):
                 return True
             return None if any(answer is not False for answer in answers) else False
@@ -199,8 +203,8 @@ class Scene:
         left, top = max(left, 0), max(top, 0)
         if right <= left or bottom <= top:
             return False
-        near = _dilated(thing.mask[top:bottom, left:right], 3)
-        return bool((near & other.mask[top:bottom, left:right]).any())
+        window = (left, top, right, bottom)
+        return bool((_dilated(thing.within(window), 3) & other.within(window)).any())
 
     # One of several: functions of things that give one of them, or None where none is it by the margin
 
@@ -304,8 +308,8 @@ def _are_same(thing: Thing, other: Thing) -> bool:
     common = _box_area(_common_box(thing.box, other.box))
     if common < SAME * max(_box_area(thing.box), _box_area(other.box)):
         return False
-    left, top, right, bottom = _common_box(thing.box, other.box)
-    both = thing.mask[top:bottom, left:right] & other.mask[top:bottom, left:right]
+    window = _common_box(thing.box, other.box)
+    both = thing.within(window) & other.within(window)
     return both.sum() >= SAME * max(thing.area, other.area)
 
 
