@@ -19,9 +19,9 @@ from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 
 from m3dec.processing.referring_data import ReferringDataError, load_referring_dataset
-from m3dec.processing.referring_data.generated import phrasing
+from m3dec.processing.referring_data.generated import photographs, phrasing
 from m3dec.processing.referring_data.generated import words as words_module
-from m3dec.processing.referring_data.generated.colors import color_shares, sure_color
+from m3dec.processing.referring_data.generated.colors import COLORS, color_shares, sure_color
 from m3dec.processing.referring_data.generated.photographs import InstanceFile, Photograph, Thing, entries_of_lists
 from m3dec.processing.referring_data.generated.rows import generate_referring_dataset, generate_rows, is_held_out
 from m3dec.processing.referring_data.generated.sentences import KINDS, SentenceMaker
@@ -39,6 +39,24 @@ PALETTE = {  # one plain shade of each; no two are near each other
     "blue": (30, 70, 180),
     "white": (255, 255, 255),
 }
+OTHER_COLORS = set(
+    [
+        "black",
+        "gray",
+        "grey",
+        "orange",
+        "turquoise",
+        "teal",
+        "cyan",
+        "purple",
+        "violet",
+        "pink",
+        "brown",
+        "beige",
+        "tan",
+        "cream",
+    ]
+)
 BACKGROUND = (125, 128, 130)
 CATEGORIES = ("box", "disk", "cone")
 
@@ -88,13 +106,12 @@ RELATIONS = {
     "in front of": ("in front of", "before"),
     "behind": ("in back of", "behind"),
 }
-SIDE_WORDS = {
-    "left": "left|leftmost", "right": "right|rightmost",
-    "top": "top|upper|topmost|highest|uppermost", "bottom": "bottom|lower|lowest|bottommost",
-}  # fmt: skip
 ORDINALS = {"first": 1, "second": 2, "third": 3, "fourth": 4, "fifth": 5} | {
     f"{n}{end}": n for n, end in ((1, "st"), (2, "nd"), (3, "rd"), (4, "th"), (5, "th"))
 }
+
+
+PLURALS = {"boxes": "box", "disks": "disk", "cones": "cone"}
 
 
 class Seen:
@@ -134,8 +151,10 @@ def may_hold(relation: str, one: Seen, other: Seen) -> bool:
 
 def meant(text: str, seen: list[Seen], noun: str | None = None) -> list[Seen]:
     """All things that a sentence may mean."""
-    turned = re.fullmatch(r"((?:on|in|at|to) the [^,]*?),? ((?:the|that|those|only)? ?[^,]*)", text)
-    if ", " in text and turned:
+    text = re.sub(
+        r" of the (image|picture)", " side", re.sub(r"\b(boxes|disks|cones)\b", lambda m: PLURALS[m[0]], text)
+    )
+    if turned := re.fullmatch(r"((?:on|in|at|to) the .*?)(?:, | (?=the |that ))(.*)", text):
         text = f"{turned[2]} {turned[1]}"
     text = re.sub(r" that (is|are|has|have) ", " ", f" {text} ")
     ways = sorted(((way, name) for name, said in RELATIONS.items() for way in said), key=lambda p: -len(p[0]))
@@ -150,6 +169,8 @@ def meant(text: str, seen: list[Seen], noun: str | None = None) -> list[Seen]:
     words = text.split()
     named = next((word for word in words if word in CATEGORIES), noun)
     rivals = [one for one in seen if named in (None, "one", one.thing.category)]
+    if set(words) & OTHER_COLORS:
+        return []
     for color in PALETTE:
         if color in words:
             both = sum(name in words for name in PALETTE) == 2
@@ -158,31 +179,51 @@ def meant(text: str, seen: list[Seen], noun: str | None = None) -> list[Seen]:
 
 
 def extremes(text: str, words: list[str], rivals: list[Seen]) -> list[Seen]:
-    """Those of the rivals that a place, an order or a size leaves."""
-    keys = {"left": lambda s: s.x, "right": lambda s: -s.x, "top": lambda s: s.y, "bottom": lambda s: -s.y}
+    """Those of the rivals that a place, an order or a size leaves.
+
+    Of several such words one has to single out, and the others may only be true: "the biggest box on the left".
+    """
     numbers = [ORDINALS[word] for word in words if word in ORDINALS]
     numbers += [int(n) for n in re.findall(r"number (\d)", text)] + [len(rivals)] * ("last" in words)
     counted = re.search(r"from (?:the )?(left|right|top|bottom)", text)
     if counted:
-        order = sorted(rivals, key=keys[counted[1]])
+        order = sorted(rivals, key=SIDES[counted[1]])
         return order[numbers[0] - 1 : numbers[0]]
-    left = rivals
-    for side, said in SIDE_WORDS.items():
-        if len(rivals) > 1 and re.search(rf"\b({said})\b", text):
-            left = [one for one in left if keys[side](one) <= min(map(keys[side], rivals)) + 1e-9]
-    if len(rivals) > 1 and re.search(r"\b(middle|center|between)\b", text):
-        left = [one for one in left if one is sorted(rivals, key=keys["left"])[len(rivals) // 2]]
-    sizes = {
-        r"big|bigger|biggest|large|larger|largest": lambda s: -s.area,
-        r"small|smaller|smallest|tiniest|little": lambda s: s.area,
-        r"tall|taller|tallest": lambda s: s.top - s.bottom,
-        r"in front|in the front|foreground|closest|nearest": lambda s: -s.bottom,
-        r"background|farther|farthest|further|furthest away|at the back|in the back": lambda s: s.bottom,
-    }
-    for said, key in sizes.items():
-        if len(rivals) > 1 and re.search(rf"\b({said})\b", text):
-            left = [one for one in left if key(one) == min(map(key, rivals))]
-    return left
+    if len(rivals) < 2:
+        return rivals
+    marked, plain = [], []  # of each word: which it singles out, and of which it is true
+    half = re.search(r"\b(side|part)\b", text)
+    for said, key, in_half in PLACES:
+        if re.search(rf"\b({said})\b", text):
+            marked += [one for one in rivals if key(one) == min(map(key, rivals))]
+            plain += [in_half] * bool(half)
+    for said, key in SIZES:
+        if re.search(rf"\b({said})\b", text):
+            outer = [one for one in rivals if key(one) == min(map(key, rivals))]
+            marked += outer
+            plain.append(lambda one, outer=outer: one in outer)
+    if re.search(r"\b(middle|center|between)\b", text):
+        middle = [sorted(rivals, key=SIDES["left"])[len(rivals) // 2]] * (len(rivals) % 2)
+        marked += middle
+        plain.append(lambda one: one in middle or abs(one.x - WIDTH / 2) < 0.08 * WIDTH)
+    left = [one for one in rivals if one in marked and all(is_true(one) for is_true in plain)]
+    return left if marked else rivals
+
+
+SIDES = {"left": lambda s: s.x, "right": lambda s: -s.x, "top": lambda s: s.y, "bottom": lambda s: -s.y}
+PLACES = (
+    ("left|leftmost", SIDES["left"], lambda s: s.x < WIDTH / 2),
+    ("right|rightmost", SIDES["right"], lambda s: s.x > WIDTH / 2),
+    ("top|upper|topmost|highest|uppermost|up", SIDES["top"], lambda s: s.y < HEIGHT / 2),
+    ("bottom|lower|lowest|bottommost|down", SIDES["bottom"], lambda s: s.y > HEIGHT / 2),
+)
+SIZES = (
+    ("big|bigger|biggest|large|larger|largest", lambda s: -s.area),
+    ("small|smaller|smallest|tiniest|little", lambda s: s.area),
+    ("tall|taller|tallest", lambda s: s.top - s.bottom),
+    ("in front|in the front|foreground|closest|nearest", lambda s: -s.bottom),
+    ("background|farthest away|farthest from|farther|furthest away|further away|the back", lambda s: s.bottom),
+)
 
 
 colors = st.sampled_from(list(PALETTE))
@@ -398,7 +439,7 @@ def test_a_wrong_entry_of_the_words_is_named(text, problem, tmp_path):
 def test_every_entry_of_the_packages_words_is_whole():
     for name, entry in read_words().items():
         assert len(set(entry.words)) == len(entry.words), name
-        assert not set(entry.maybe) & entry.general, name
+        assert all(shade in COLORS for shade in entry.shades), name
 
 
 # Files
@@ -450,7 +491,7 @@ def uncompressed(mask: np.ndarray) -> list[int]:
 def test_an_instance_file_is_read_as_pycocotools_reads_it(folder, monkeypatch):
     theirs, pictures = COCO(str(folder / "instances.json")), PictureFolder(folder / "images")
     for block in (2**22, 97):  # a window that holds all, and one that ends in the middle of everything
-        monkeypatch.setattr("m3dec.processing.referring_data.generated.photographs.BLOCK", block)
+        monkeypatch.setattr(photographs, "BLOCK", block)
         file = InstanceFile(folder / "instances.json")
         assert len(file) == len(theirs.anns)
         assert list(file.images) == list(theirs.imgs)

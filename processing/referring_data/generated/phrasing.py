@@ -64,7 +64,7 @@ def spoken(phrase: NounPhrase, draw: random.Random) -> str:
         phrase = replace(phrase, size=f"{draw.choice(phrase.praise)} {phrase.size}".strip())
     first = phrase.after[0] if phrase.after else ""
     text = phrase.said(article)
-    if first.startswith(PLACES) and draw.random() < TURNED:
+    if first.startswith(PLACES) and " of the " not in first and draw.random() < TURNED:
         rest = replace(phrase, after=phrase.after[1:]).said(article)
         text = f"{first}, {rest}" if not article or draw.random() < 0.7 else f"{first} {rest}"
     elif first.startswith((*PLACES, "with ", "wearing ", "standing ", "left of", "right of", "next to")):

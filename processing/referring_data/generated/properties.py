@@ -206,11 +206,13 @@ def extreme(scene: Scene, meaning: Meaning | None, thing: Thing, draw: random.Ra
         return None
     things, phrases = meaning.rivals, []
     sides = [side for side in SIDES if scene.extreme(things, side) is thing]
+    there = [side for side in sides if scene.is_on_side(thing, side)]
     for side in sides:
-        plain = scene.is_apart(things, thing, side)
-        phrases += [meaning.phrase.with_before(draw.choice(leftmost(side, plain)))]
-        phrases += [meaning.phrase.with_after(_standing(scene, thing, where(side, draw, far=not plain), draw))] * 2
-    for vertical, horizontal in [(v, h) for v in sides for h in sides if v in SIDES[2:] and h in SIDES[:2]]:
+        alone = scene.is_apart(things, thing, side)
+        place = where(side, draw) if alone and side in there else outermost(side, draw, side in there)
+        phrases += [meaning.phrase.with_before(draw.choice(leftmost(side, alone, side in there)))]
+        phrases += [meaning.phrase.with_after(_standing(scene, thing, place, draw))] * 2
+    for vertical, horizontal in [(v, h) for v in there for h in there if v in SIDES[2:] and h in SIDES[:2]]:
         corner = f"{draw.choice(('at', 'in', 'on'))} the {vertical} {horizontal}"
         phrases += [meaning.phrase.with_after(corner), meaning.phrase.with_before(f"{vertical} {horizontal}")]
     if _is_noun_of_all(scene, meaning) and len(things) <= 5 and scene.middle(things) is thing:
@@ -239,7 +241,7 @@ def placed(scene: Scene, meaning: Meaning | None, thing: Thing, draw: random.Ran
     if side == "middle":
         middle = draw.choice(("in the middle", "in the center", "in the middle of the picture"))
         return replace(meaning, phrase=meaning.phrase.with_after(_standing(scene, thing, middle, draw)))
-    if draw.random() < 0.3 and side in ("left", "right"):
+    if draw.random() < 0.3 and side in ("left", "right") and not meaning.phrase.size:
         return replace(meaning, phrase=meaning.phrase.with_before(side))
     return replace(meaning, phrase=meaning.phrase.with_after(_standing(scene, thing, where(side, draw), draw)))
 
@@ -264,31 +266,34 @@ def counted(scene: Scene, meaning: Meaning | None, thing: Thing, draw: random.Ra
     return meaning.told(thing, meaning.phrase.with_before(ordinal).with_after(end))
 
 
-def where(side: str, draw: random.Random, far: bool = False) -> str:
-    """ "on the left"; with `far` only what means the outermost."""
+def where(side: str, draw: random.Random) -> str:
+    """ "on the left" of the image."""
     if side in ("top", "bottom"):
-        if far:
-            return "at the very top" if side == "top" else "at the very bottom"
         part = f"in the {'upper' if side == 'top' else 'lower'} part"
-        return draw.choice(
-            (f"at the {side}", f"at the {side}", f"on the {side}", part, f"at the {side} of the picture")
-        )
-    if far:
-        return draw.choice((f"on the far {side}", f"furthest to the {side}", f"all the way to the {side}"))
+        ways = (f"at the {side}", f"on the {side}", part, f"at the {side} of the picture")
+        return draw.choice((f"at the {side}", *ways))
     ways = (f"on the {side}", f"to the {side}", f"on the {side} side", f"on {side}", f"at the {side}", f"to {side}")
     return draw.choice((f"on the {side}", *ways, f"on the {side} of the image"))
 
 
-def leftmost(side: str, plain: bool = True) -> tuple[str, ...]:
-    """Adjectives for an outermost thing; with `plain` also those that mean a side alone."""
+def outermost(side: str, draw: random.Random, is_there: bool) -> str:
+    """What is said of a thing that has others beside it on its side, or, not `is_there`, is itself on the other."""
+    if side in ("top", "bottom"):
+        return "furthest up" if side == "top" else "furthest down"
+    ways = (f"furthest to the {side}", f"farthest to the {side}")
+    return draw.choice((*ways, f"on the far {side}", f"all the way to the {side}") if is_there else ways)
+
+
+def leftmost(side: str, alone: bool = True, is_there: bool = True) -> tuple[str, ...]:
+    """Adjectives for an outermost thing; those that mean a side alone only where no other is `alone` there too."""
     words = {
-        "left": ("leftmost", "far left"),
-        "right": ("rightmost", "far right"),
+        "left": ("leftmost", *(["far left"] if is_there else [])),
+        "right": ("rightmost", *(["far right"] if is_there else [])),
         "top": ("topmost", "highest", "uppermost"),
         "bottom": ("lowest", "bottommost"),
     }[side]
     sides = {"top": ("top", "upper"), "bottom": ("bottom", "lower")}.get(side, (side, side, f"{side} hand"))
-    return words + sides * 2 if plain else words
+    return words + sides * 2 if alone else words
 
 
 def _standing(scene: Scene, thing: Thing, place: str, draw: random.Random) -> str:

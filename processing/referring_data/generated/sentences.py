@@ -149,7 +149,7 @@ def by_two(scene: Scene, thing: Thing, draw: random.Random) -> Said | None:
     first, second = draw.choice(PAIRS)
     meaning = first(scene, noun(scene, thing, draw), thing, draw)
     meaning = meaning and second(scene, meaning, thing, draw)
-    if meaning and draw.random() < 0.2 and second is not placed and not meaning.phrase.before:
+    if meaning and draw.random() < 0.2 and second not in (placed, related) and not meaning.phrase.before:
         # Behind "second" or "middle" a further adjective would be read as one of those that are counted.
         meaning = draw.choice((placed, looks_big))(scene, meaning, thing, draw) or meaning
     return _single(meaning, thing)

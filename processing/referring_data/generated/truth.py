@@ -230,6 +230,11 @@ class Scene:
         place = sign * (thing.center[axis] - length / 2)
         return len(others) == 1 or all(other >= 0 or other - place >= 0.25 * length for other in others)
 
+    def is_on_side(self, thing: Thing, side: str) -> bool:
+        """Whether the middle of a thing is in this half of the image."""
+        axis, sign, length = self._axis(side)
+        return sign * (thing.center[axis] - length / 2) < 0
+
     def middle(self, things: Sequence[Thing]) -> Thing | None:
         """The middle one of three, or of any odd number, from left to right."""
         order = self.in_order(things, "left") if len(things) % 2 and len(things) > 2 else None
