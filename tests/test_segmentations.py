@@ -172,6 +172,12 @@ def test_runs_whose_sum_comes_round_to_the_right_number_are_refused(monkeypatch)
         decode_mask({"size": [4, 6], "counts": "…"})
 
 
+def test_a_mask_that_claims_more_pixels_than_any_image_has_is_refused_before_memory_is_taken():
+    side = 100_000
+    with pytest.raises(ReferringDataError, match=r"at most .* pixels, .*\[100000, 100000\]"):
+        decode_mask({"size": [side, side], "counts": "0"})
+
+
 def test_of_no_segmentations_the_mask_is_empty():
     np.testing.assert_array_equal(union([]), np.zeros((HEIGHT, WIDTH), dtype=bool))
 

@@ -4,6 +4,7 @@ import math
 
 import datasets
 import numpy as np
+from PIL import Image
 from pycocotools import mask as coco_mask
 
 from m3dec.processing.referring_iou.run_lengths import decode_counts
@@ -41,8 +42,14 @@ def decode_mask(mask: dict) -> np.ndarray:
     """Unpack a row's `mask`, `{"size": [height, width], "counts": str}`, into a bool array (height, width).
 
     Raises:
-        ReferringDataError: the runs do not fill that size; pycocotools would show what the memory held before.
+        ReferringDataError: the runs do not fill that size; pycocotools would show what the memory held before. Or the
+            size is more than any image has that Pillow opens; it is refused before memory is taken.
     """
+    if math.prod(mask["size"]) > 2 * Image.MAX_IMAGE_PIXELS:
+        raise ReferringDataError(
+            f"A mask has at most {2 * Image.MAX_IMAGE_PIXELS:,} pixels, as an image that Pillow opens, but one claims "
+            f"{list(mask['size'])} (height, width). Prepare or fetch the data again."
+        )
     runs = _runs_of(mask)
     return np.repeat(np.arange(len(runs)) % 2 == 1, runs).reshape(mask["size"][::-1]).T
 
