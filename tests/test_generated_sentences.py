@@ -22,6 +22,7 @@ from m3dec.processing.referring_data import ReferringDataError, load_referring_d
 from m3dec.processing.referring_data.generated import photographs, phrasing
 from m3dec.processing.referring_data.generated import words as words_module
 from m3dec.processing.referring_data.generated.colors import COLORS, color_shares, sure_color
+from m3dec.processing.referring_data.generated.mosaics import make_mosaic
 from m3dec.processing.referring_data.generated.photographs import InstanceFile, Photograph, Thing, entries_of_lists
 from m3dec.processing.referring_data.generated.rows import generate_referring_dataset, generate_rows, is_held_out
 from m3dec.processing.referring_data.generated.sentences import KINDS, SentenceMaker
@@ -326,6 +327,18 @@ def test_a_thing_annotated_twice_is_one_thing():
     assert not [one for one in sentences_of(twice, seeds=10) if len(one.targets) > 1 or "two" in one.text]
 
 
+def test_of_what_a_mosaic_cuts_in_half_no_single_one_is_told():
+    drawn = photograph([box(0, 10, 100, 40), box(45, 0, 10, 10, "blue", "disk")])
+    for seed in range(30):
+        mosaic = make_mosaic(random.Random(seed), lambda: drawn, 7)
+        cut = {thing.id for thing in mosaic.things if thing.crowd}
+        boxes = [thing.id for thing in mosaic.things if thing.category == "box" and not thing.crowd]
+        told = SentenceMaker({}, CATEGORIES).describe(mosaic, random.Random(seed), 12)
+        assert not [one for one in told if cut & set(one.targets)]
+        if cut:
+            assert not [one for one in told if len(one.targets) == 1 and one.targets[0] in boxes]
+
+
 def test_several_things_are_all_of_their_kind():
     drawn = photograph([box(5, 5, 20, 20), box(40, 5, 20, 20), box(70, 30, 25, 25, "blue", "disk")])
     several = {one.text: one.targets for one in sentences_of(drawn, seeds=20) if one.kind == "several"}
@@ -409,7 +422,8 @@ def test_a_users_words_are_said_of_her_category(tmp_path):
 
 def test_the_pages_words_are_read(tmp_path):
     page = (Path(words_module.__file__).parents[1] / "your_data.md").read_text(encoding="utf-8")
-    (text,) = re.findall(r"^```yaml\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
+    section = page.split("## Masks and no sentences\n")[1].split("\n## ")[0]
+    (text,) = re.findall(r"^```yaml\n(.*?)^```", section, re.MULTILINE | re.DOTALL)
     (tmp_path / "words.yaml").write_text(text, encoding="utf-8")
     words = read_words(tmp_path / "words.yaml")
     assert words["crate"].plural_of("box") == "boxes"

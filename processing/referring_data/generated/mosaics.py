@@ -63,6 +63,7 @@ def _crop(draw: random.Random, photograph: Photograph, aspect: float) -> Photogr
     """A window of `aspect` (width by height) around one of the things, that cuts nothing in half if it can be."""
     height, width = photograph.image.shape[:2]
     most = min(width, height * aspect)  # the widest window
+    crowds = {thing.id for thing in photograph.things if thing.crowd}
     whole = [thing for thing in photograph.things if thing.owner is None and not thing.crowd] or photograph.things
     for last in (False,) * 6 + (True,):
         left, top, right, bottom = draw.choice(whole).box
@@ -71,13 +72,10 @@ def _crop(draw: random.Random, photograph: Photograph, aspect: float) -> Photogr
         x = _place(draw, left, right, window, width)
         y = _place(draw, top, bottom, window / aspect, height)
         box = (round(x), round(y), max(round(x + window), round(x) + 1), max(round(y + window / aspect), round(y) + 1))
-        parts = [_seen(thing, box) for thing in photograph.things]
-        if None not in parts:
+        parts = [part for thing in photograph.things if (part := _seen(thing, box))]
+        if not any(part.crowd and part.id not in crowds for part in parts):
             break
-    things = tuple(part for part in parts if part)
-    cut = None in parts  # something is half seen: then it is not said how many there are
-    image = photograph.image[box[1] : box[3], box[0] : box[2]]
-    return replace(photograph, image=image, things=things, exhaustive=photograph.exhaustive and not cut)
+    return replace(photograph, image=photograph.image[box[1] : box[3], box[0] : box[2]], things=tuple(parts))
 
 
 def _place(draw: random.Random, low: float, high: float, window: float, side: float) -> float:
@@ -88,10 +86,11 @@ def _place(draw: random.Random, low: float, high: float, window: float, side: fl
     return draw.uniform(first, last)
 
 
-def _seen(thing: Thing, box: tuple[int, int, int, int]) -> Thing | bool | None:
-    """The thing within a window; False where it is gone; None where it is cut, or a crowd is partly seen."""
+def _seen(thing: Thing, box: tuple[int, int, int, int]) -> Thing | None:
+    """The thing within a window, None where it is gone. What is cut counts as a crowd: it is there, and is not told."""
     mask = thing.within(box)
     share = np.count_nonzero(mask) / thing.area
     if share <= GONE:
-        return False
-    return thing.with_mask(mask) if share >= SEEN or thing.region or thing.crowd or thing.owner else None
+        return None
+    whole = share >= SEEN or thing.region or thing.owner is not None
+    return thing.with_mask(mask, crowd=thing.crowd or not whole)

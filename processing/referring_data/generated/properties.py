@@ -389,7 +389,8 @@ def wearing(said: str, entry: CategoryWords, draw: random.Random) -> str:
         article = "an "
     ways = ("with", "with", "carrying", "holding", "who has", "that carries", "who is carrying", "having")
     if not entry.carried:
-        ways = ("in", "in", "with", "wearing", "wearing", "who is wearing", "who wears", "that has", "dressed in")
+        ways = ("in", "in", "with", "wearing", "wearing", "who is wearing", "who wears", "that has")
+        ways += () if entry.pair else ("dressed in",)
     return f"{draw.choice(ways)} {article}{said}"
 
 

@@ -151,7 +151,8 @@ def by_two(scene: Scene, thing: Thing, draw: random.Random) -> Said | None:
     meaning = meaning and second(scene, meaning, thing, draw)
     if meaning and draw.random() < 0.2 and second not in (placed, related) and not meaning.phrase.before:
         # Behind "second" or "middle" a further adjective would be read as one of those that are counted.
-        meaning = draw.choice((placed, looks_big))(scene, meaning, thing, draw) or meaning
+        third = looks_big if {first, second} & {placed, extreme} else draw.choice((placed, looks_big))
+        meaning = third(scene, meaning, thing, draw) or meaning
     return _single(meaning, thing)
 
 
