@@ -50,11 +50,11 @@ REMEMBERED = 16  # pictures, by each model
 SHOWN_SIDE = 1280  # the longer side of what the page shows; what it gives to download has the picture's own size
 FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")  # Pillow's others may start programs
 EXAMPLES = (  # a photograph, and what to look for
-    ("astronaut.jpg", "the face of the woman\nthe orange suit\nthe space shuttle"),
-    ("cat.jpg", "the cat\nthe nose"),
-    ("coffee.jpg", "the cup\nthe spoon\nthe laptop"),  # there is no laptop
-    ("photographer.jpg", "the man\nthe camera\nthe tall building"),
-    ("rocket.jpg", "the rocket\nthe tower on the left"),
+    ("astronaut.jpg", "the woman\nher hair\nthe bicycle"),  # there is no bicycle
+    ("cat.jpg", "the cat\nbrown animal"),
+    ("coffee.jpg", "cup in the middle\nthe laptop"),  # there is no laptop
+    ("photographer.jpg", "the man\nhis hair\nthe coat"),
+    ("rocket.jpg", "the rocket\nthe boat"),  # there is no boat
 )
 BUTTONS = ["download", "fullscreen"]  # of an image; gradio's third shares it with the world
 # To the answer, where it stands below the question.

@@ -12,7 +12,7 @@ from transformers import BertConfig
 
 from m3dec import M3DecConfig, M3DecForImageSegmentation
 from m3dec.examples.training_recipe import RECIPES, read_recipe
-from m3dec.hub import SHIPPED_CHECKPOINT
+from m3dec.hub import PHOTOS_CHECKPOINT, SCENES_CHECKPOINT
 
 
 def main():
@@ -21,7 +21,8 @@ def main():
     print("|---|---|---|---|---|---|---|")
     print(row("Darknet-53 + GloVe", M3DecConfig(vocab_size=10000)))
     print(row("Swin-B + BERT", swin))
-    print(row("shipped, drawn scenes", M3DecConfig.from_pretrained(SHIPPED_CHECKPOINT)))
+    print(row("shipped, photographs", M3DecConfig.from_pretrained(PHOTOS_CHECKPOINT)))
+    print(row("shipped, drawn scenes", M3DecConfig.from_pretrained(SCENES_CHECKPOINT)))
 
 
 def row(name: str, config: M3DecConfig) -> str:

@@ -18,11 +18,11 @@ from m3dec.hub import PHOTOS_CHECKPOINT
 from m3dec.processing.drawing import contact_sheet, overlay
 
 QUESTIONS = {  # an image, and expressions of things in it
-    "astronaut.jpg": ["the face of the woman", "the orange suit", "the helmet", "the flag on the left"],
-    "cat.jpg": ["the cat", "the nose", "the ears", "the bicycle"],  # there is no bicycle
-    "coffee.jpg": ["the cup", "the spoon", "the red saucer", "the wooden table"],
-    "photographer.jpg": ["the man", "the camera", "the grass", "the dog"],  # there is no dog
-    "rocket.jpg": ["the rocket", "the sky", "the tower on the far left", "the tower on the far right"],
+    "astronaut.jpg": ["the woman", "her hair", "the face of the woman", "the bicycle"],  # there is no bicycle
+    "cat.jpg": ["the cat", "the cute kitty please", "brown animal", "the second cat from the left"],  # there is one
+    "coffee.jpg": ["the cup", "cup in the middle", "the spoon", "the bicycle"],
+    "photographer.jpg": ["the man", "his hair", "the coat", "guy in black"],
+    "rocket.jpg": ["the rocket", "the car", "the boat", "the airplane"],  # there is only a rocket
 }
 
 

@@ -37,12 +37,11 @@ def test_each_photograph_is_small_and_says_nothing_about_a_camera_or_a_person(pa
 # Image, expression, a point on the thing, and points beside it: shares of the width and the height.
 THINGS = [
     ("cat.jpg", "the cat", (0.5, 0.5), [(0.98, 0.02), (0.98, 0.98)]),
-    ("coffee.jpg", "the cup", (0.48, 0.28), [(0.9, 0.2), (0.05, 0.95)]),
-    ("coffee.jpg", "the spoon", (0.61, 0.71), [(0.48, 0.28), (0.9, 0.2)]),
-    ("astronaut.jpg", "the woman", (0.44, 0.22), [(0.05, 0.26), (0.8, 0.25)]),
-    ("astronaut.jpg", "the orange suit", (0.18, 0.63), [(0.44, 0.22), (0.05, 0.26), (0.76, 0.84)]),
+    ("coffee.jpg", "cup in the middle", (0.48, 0.28), [(0.9, 0.2), (0.05, 0.95)]),
+    ("astronaut.jpg", "the woman", (0.44, 0.22), [(0.05, 0.26)]),
+    ("astronaut.jpg", "her hair", (0.42, 0.07), [(0.05, 0.26), (0.44, 0.7)]),
     ("photographer.jpg", "the man", (0.2, 0.45), [(0.86, 0.81), (0.9, 0.1)]),
-    ("rocket.jpg", "the rocket", (0.5, 0.62), [(0.37, 0.2), (0.65, 0.2)]),
+    ("photographer.jpg", "his hair", (0.38, 0.15), [(0.2, 0.6), (0.9, 0.1)]),
 ]
 
 
@@ -63,3 +62,9 @@ def test_what_an_expression_means_is_covered_and_what_is_beside_it_is_not(pipe, 
 
     assert is_covered(inside)
     assert [point for point in outside if is_covered(point)] == []
+
+
+@pytest.mark.parametrize(("name", "expression"), [("cat.jpg", "the bicycle"), ("rocket.jpg", "the boat")])
+def test_where_a_thing_is_not_there_nothing_is_found(pipe, name, expression):
+    [answer] = pipe(PHOTOGRAPHS / name, text=expression)
+    assert not np.asarray(answer["mask"]).any()
