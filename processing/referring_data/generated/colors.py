@@ -10,7 +10,7 @@ REFERENCES = {
     "black": [(0, 0, 0), (28, 28, 30), (40, 38, 40)],
     "white": [(255, 255, 255), (235, 235, 232), (222, 226, 230), (240, 230, 216)],
     "gray": [(128, 128, 128), (90, 90, 92), (165, 165, 168), (110, 116, 122)],
-    "red": [(200, 20, 30), (150, 20, 30), (230, 50, 50)],
+    "red": [(200, 20, 30), (150, 20, 30), (230, 50, 50), (110, 26, 26)],
     "orange": [(240, 130, 20), (220, 110, 30), (250, 160, 60), (225, 85, 25), (195, 80, 30)],
     "yellow": [(245, 215, 40), (230, 200, 80), (255, 235, 110)],
     "green": [(30, 130, 50), (90, 160, 70), (50, 80, 45), (130, 190, 90), (20, 90, 70)],
@@ -82,7 +82,7 @@ def has_both(shares: np.ndarray, first: str, second: str) -> bool | None:
 def sure_pairs(shares: np.ndarray) -> list[tuple[str, str]]:
     """The pairs of colors that a thing is called by, such as black and white."""
     much = [COLORS[number] for number in np.flatnonzero(shares >= EACH)]
-    pairs = [pair for pair in combinations(much, 2) if frozenset(pair) not in NEAR]
+    pairs = [pair for pair in combinations(much, 2) if {"black", "white"} & set(pair) and frozenset(pair) not in NEAR]
     return [pair for pair in pairs if has_both(shares, *pair)]
 
 

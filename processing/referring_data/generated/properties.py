@@ -14,7 +14,7 @@ ORDINALS = ("first", "second", "third", "fourth", "fifth")
 SHORT_ORDINALS = ("1st", "2nd", "3rd", "4th", "5th")
 CLOTHES_COLORS = ("black", "white", "red", "blue", "green", "yellow", "purple")  # that skin and hair do not have
 SIDES = ("left", "right", "top", "bottom")
-HYPERNYM, ONE = 0.15, 0.08  # how often a wider word is said, or "one"
+HYPERNYM, ONE = 0.1, 0.08  # how often a wider word is said, or "one"
 WRONG_WORDS = {  # of a person whose clothes tell
     "woman": ("man", "guy", "boy", "dude", "gentleman"),
     "man": ("woman", "lady", "girl"),
@@ -86,7 +86,8 @@ def alone_word(scene: Scene, thing: Thing, draw: random.Random) -> Meaning | Non
     rivals = [other for name in (*entry.words, word) for other in scene.meant_by(name) if other is not thing]
     if rivals or not all(map(scene.trusted, entry.words)):
         return None
-    return Meaning(NounPhrase(word, plural=entry.pair), (thing,))
+    article = "" if word.startswith("some") else None  # somebody
+    return Meaning(NounPhrase(word, article, plural=entry.pair), (thing,))
 
 
 def person_of(scene: Scene, thing: Thing) -> Thing | None:

@@ -204,6 +204,8 @@ def by_only(scene: Scene, thing: Thing, draw: random.Random) -> Said | None:
         meaning = colored(scene, meaning, thing, draw)
     if not meaning or not meaning.only(thing) or not scene.photograph.exhaustive:
         return None
+    if meaning.phrase.noun in scene.entry(thing).also:
+        return None  # the only creature: a file annotates some animals, and rarely all that there are
     return replace(meaning.phrase, article="the", before=("only", *meaning.phrase.before)), (thing,)
 
 
