@@ -18,9 +18,9 @@ from m3dec.hub import PHOTOS_CHECKPOINT
 from m3dec.processing.drawing import contact_sheet, overlay
 
 QUESTIONS = {  # an image, and expressions of things in it
-    "astronaut.jpg": ["the woman", "her hair", "the face of the woman", "the bicycle"],  # there is no bicycle
+    "astronaut.jpg": ["the woman", "her hair", "the face of the woman", "the person"],
     "cat.jpg": ["the cat", "the cute kitty please", "brown animal", "the second cat from the left"],  # there is one
-    "coffee.jpg": ["the cup", "cup in the middle", "the spoon", "the bicycle"],
+    "coffee.jpg": ["the cup", "cup in the middle", "the spoon", "the bicycle"],  # there is no bicycle
     "photographer.jpg": ["the man", "his hair", "the coat", "guy in black"],
     "rocket.jpg": ["the rocket", "the car", "the boat", "the airplane"],  # there is only a rocket
 }

@@ -194,6 +194,24 @@ def test_the_oracle_notices_a_mistake_in_equation_5(training, old, new, monkeypa
     assert difference(monkeypatch, training, dice_weight=W_DICE) > NOTICEABLE
 
 
+NOTHING = torch.zeros(N, 5, 7, dtype=torch.float64)
+
+
+def test_where_nothing_is_meant_dice_is_the_mean_cross_entropy_of_what_is_marked():
+    logits = 3 * draw(N, 5, 7).double()
+    by_hand = dice_by_hand(logits.numpy(), NOTHING.numpy())
+    assert abs(dice_loss(logits, NOTHING).item() - by_hand) < TOLERANCE
+    for old, new in (("weight * F.softplus", "F.softplus"), ("(1, 2)) + 1)\n    return", "(1, 2)))\n    return")):
+        assert abs(edited(dice_loss, (old, new))(logits, NOTHING).item() - by_hand) > NOTICEABLE
+
+
+def test_a_large_area_that_is_marked_where_nothing_is_meant_is_pressed_down_as_a_target_is_pulled_up():
+    logits = torch.full((1, 40, 40), 2.0, dtype=torch.float64, requires_grad=True)
+    target = torch.zeros(1, 40, 40, dtype=torch.float64)
+    dice_loss(logits, target).backward()
+    assert logits.grad.sum() > 0.5  # Dice itself would give 1e-4
+
+
 @pytest.mark.parametrize(
     ("name", "old", "new"),
     [
@@ -202,16 +220,18 @@ def test_the_oracle_notices_a_mistake_in_equation_5(training, old, new, monkeypa
         pytest.param("masks_at", "(covered >= 0.5).to(logits.dtype)", "covered", id="soft labels"),
         pytest.param("masks_at", '"area"', '"nearest"', id="nearest"),
         pytest.param("masks_at", '"area"', '"bilinear"', id="bilinear"),
-        pytest.param("dice_loss", "overlap = 2 *", "overlap =", id="dice without its 2"),
-        pytest.param("dice_loss", "(overlap + 1)", "overlap", id="dice without 1 above"),
-        pytest.param("dice_loss", "target.sum(dim=(1, 2)) + 1)", "target.sum(dim=(1, 2)))", id="dice without 1 below"),
+        pytest.param("dice_loss", "(2 * (probability", "((probability", id="dice without its 2"),
+        pytest.param(
+            "dice_loss", ".sum(dim=(1, 2)) + 1) / (marked", ".sum(dim=(1, 2))) / (marked", id="dice without 1 above"
+        ),
+        pytest.param("dice_loss", "(marked + area + 1)", "(marked + area)", id="dice without 1 below"),
         pytest.param("dice_loss", "logits.sigmoid()", "logits", id="dice without sigmoid"),
         pytest.param("dice_loss", ".mean()", ".sum()", id="dice summed over expressions"),
-        pytest.param("dice_loss", "(1 - (overlap", "((overlap", id="dice rewarded"),
+        pytest.param("dice_loss", "dice = 1 - (", "dice = (", id="dice rewarded"),
         pytest.param(
             "dice_loss",
-            "probability.sum(dim=(1, 2)) + target.sum(dim=(1, 2))",
-            "probability.sum() + target.sum()",
+            "(marked + area + 1)",
+            "(marked.sum() + area.sum() + 1)",
             id="dice over the batch",
         ),
     ],
