@@ -599,7 +599,7 @@ def test_val_photographs_are_never_seen_in_training_nor_in_its_mosaics(folder, m
     monkeypatch.setattr(InstanceFile, "photograph", noted)
     options = {"instances": str(folder / "instances.json"), "image_root": str(folder / "images"), "words": None}
     options |= {"sentences_per_image": 4, "val_share": 0.3, "seed": 0, "split": "train"}
-    rows = list(generate_rows(list(range(60)), **options))
+    rows = list(generate_rows([(0, 60)], **options))
     assert sum(row["file_name"].startswith("mosaic") for row in rows) > 20
     names = {number: image["file_name"] for number, image in InstanceFile(folder / "instances.json").images.items()}
     held_out = {number for number, name in names.items() if is_held_out(name, 0.3)}
@@ -616,7 +616,7 @@ DIGEST = """
 import hashlib, json, sys
 from m3dec.processing.referring_data.generated.rows import generate_rows
 options = {"words": None, "sentences_per_image": 8, "val_share": 0.3, "split": "train", "seed": int(sys.argv[2])}
-rows = generate_rows(list(range(40)), sys.argv[1] + "/instances.json", sys.argv[1] + "/images", **options)
+rows = generate_rows([(0, 40)], sys.argv[1] + "/instances.json", sys.argv[1] + "/images", **options)
 print(hashlib.sha256("".join(map(repr, rows)).encode()).hexdigest())
 """
 

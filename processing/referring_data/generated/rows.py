@@ -3,6 +3,7 @@
 import functools
 import hashlib
 import io
+import itertools
 import os
 import random
 from collections.abc import Iterator
@@ -11,7 +12,6 @@ from pathlib import Path, PurePosixPath
 import datasets
 import numpy as np
 from PIL import Image
-from tqdm import tqdm
 
 from m3dec.processing.referring_data.pictures import PictureFolder
 from m3dec.processing.referring_data.schema import REFERRING_FEATURES, ReferringDataError, encode_mask
@@ -23,6 +23,7 @@ from .sentences import Sentence, SentenceMaker
 from .words import WORDS_FILE, read_words
 
 JPEG_QUALITY = 90
+TASKS = 100  # images that a process makes in one go
 MOST_TRIES = 200  # to find one of the photographs in its folder
 
 
@@ -74,7 +75,8 @@ def generate_referring_dataset(
     read_words(words)  # errors before the work begins
     splits = datasets.DatasetDict()
     for split, number in (("train", mosaics), ("val", 0)):
-        tasks = list(range(len(_images_of(file, split, val_share)) + number))
+        count = len(_images_of(file, split, val_share)) + number
+        tasks = [(first, min(first + TASKS, count)) for first in range(0, count, TASKS)]
         if table := _table_of(settings | {"split": split, "tasks": tasks}, f"{made_of}-{split}-{number}", num_proc):
             splits[split] = table
     if not splits:
@@ -84,7 +86,7 @@ def generate_referring_dataset(
 
 def _table_of(given: dict, fingerprint: str, num_proc: int) -> datasets.Dataset | None:
     """A table of what `generate_rows(**given)` yields, None where that is nothing."""
-    processes = min(num_proc, len(given["tasks"]) // 100)  # of fewer images each, starting takes longer
+    processes = min(num_proc, len(given["tasks"]))
     try:
         return datasets.Dataset.from_generator(
             generate_rows,
@@ -102,7 +104,7 @@ def _table_of(given: dict, fingerprint: str, num_proc: int) -> datasets.Dataset 
 
 
 def generate_rows(
-    tasks: list[int],
+    tasks: list[tuple[int, int]],
     instances: str,
     image_root: str,
     words: str | None,
@@ -111,12 +113,12 @@ def generate_rows(
     seed: int,
     split: str,
 ) -> Iterator[dict]:
-    """The rows of one split. Of `tasks`, the first numbers are its photographs and the further ones mosaics of them;
-    the other arguments are those above."""
+    """The rows of one split. `tasks` has ranges of numbers: the first are its photographs, further ones mosaics of
+    them. 🤗 Datasets calls this with one range at a time. The other arguments are those above."""
     file, pictures = _instances(instances), PictureFolder(image_root)
     maker = SentenceMaker(read_words(words), file.categories.values())
     image_ids = _images_of(file, split, val_share)
-    for task in tqdm(tasks, desc=f"sentences, {split}", unit="image", disable=len(tasks) < 200):
+    for task in itertools.chain.from_iterable(itertools.starmap(range, tasks)):
         if task < len(image_ids):
             photograph = file.photograph(image_ids[task], pictures)
             image = photograph and {"path": str(pictures.find(photograph.file_name)), "bytes": None}
@@ -134,6 +136,7 @@ def _instances(path: str) -> InstanceFile:
     return InstanceFile(path)
 
 
+@functools.lru_cache(maxsize=4)
 def _images_of(file: InstanceFile, split: str, val_share: float) -> list[int]:
     """The numbers of a split's images in which something is annotated."""
     annotated = file.annotated()

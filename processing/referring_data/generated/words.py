@@ -67,14 +67,18 @@ def read_words(path: str | Path | None = None) -> dict[str, CategoryWords]:
         ReferringDataError: the file is no YAML of such entries; the message names the entry.
         FileNotFoundError: there is no such file.
     """
-    entries = _read_entries(WORDS_FILE)
-    return entries if path is None else {**entries, **_read_entries(Path(path))}
+    return _packages_words() if path is None else {**_packages_words(), **_read_entries(Path(path))}
 
 
 def words_of(category: str, words: dict[str, CategoryWords]) -> CategoryWords:
     """The entry of a category; one without an entry is its own word."""
     name = category.lower().strip()
     return words.get(name) or CategoryWords(words=(name.replace("_", " ").replace("-", " "),))
+
+
+@functools.cache
+def _packages_words() -> dict[str, CategoryWords]:
+    return _read_entries(WORDS_FILE)
 
 
 def _read_entries(path: Path) -> dict[str, CategoryWords]:
