@@ -4,7 +4,7 @@
 whatever hands out batches may call it: examples/infer.py, multiprocessing, or Ray Data, whose adapter is this:
 
     import ray
-    from m3dec.examples.batch_segmenter import ReferringSegmenter
+    from .batch_segmenter import ReferringSegmenter
 
     class OnTables(ReferringSegmenter):  # typed, so that a batch without errors has the schema of one with some
         def __call__(self, batch):
@@ -28,11 +28,12 @@ import torch
 from PIL import Image, UnidentifiedImageError
 
 from m3dec import M3DecForImageSegmentation, M3DecProcessor
-from m3dec.examples.evaluate_referring import EXPRESSIONS_AT_ONCE, text_field
 from m3dec.processing.image_processing_m3dec import rgb_array
 from m3dec.processing.processing_m3dec import no_word_in
-from m3dec.processing.referring_data.pictures import PictureFolder
+from m3dec.processing.referring_data.readers.pictures import PictureFolder
 from m3dec.processing.referring_data.schema import ReferringDataError, encode_mask
+
+from .evaluate_referring import EXPRESSIONS_AT_ONCE, text_field
 
 RESULT_SCHEMA = pa.schema(
     {

@@ -24,10 +24,9 @@ from tqdm import tqdm
 from transformers import HfArgumentParser
 
 from m3dec import M3DecForImageSegmentation, M3DecProcessor
-from m3dec.examples.data_arguments import DataArguments
-from m3dec.examples.evaluation_page import Truths, write_comparison_page, write_page
-from m3dec.examples.expression_results import Answers, ExpressionResult, check_comparable, read_rows, write_rows
-from m3dec.examples.score_tables import (
+from m3dec.examples.evaluation.page import Truths, write_comparison_page, write_page
+from m3dec.examples.evaluation.results import Answers, ExpressionResult, check_comparable, read_rows, write_rows
+from m3dec.examples.evaluation.tables import (
     by_kind,
     by_length,
     by_size,
@@ -38,6 +37,7 @@ from m3dec.examples.score_tables import (
     verdict,
 )
 from m3dec.processing.referring_data import ReferringDataError
+from m3dec.processing.referring_data.data_arguments import DataArguments
 from m3dec.processing.referring_data.sampling import references_by_image, usable_sentences
 from m3dec.processing.referring_data.schema import decode_mask, encode_mask
 from m3dec.processing.referring_iou.score import pixel_counts

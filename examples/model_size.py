@@ -11,7 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import BertConfig
 
 from m3dec import M3DecConfig, M3DecForImageSegmentation
-from m3dec.examples.training_recipe import RECIPES, read_recipe
+from m3dec.examples.training.recipe import RECIPES, read_recipe
 from m3dec.hub import PHOTOS_CHECKPOINT, SCENES_CHECKPOINT
 
 

@@ -25,17 +25,17 @@ import datasets
 from PIL import Image
 from transformers import HfArgumentParser
 
-from m3dec.examples.data_arguments import DataArguments
 from m3dec.processing.drawing import contact_sheet, outline, overlay
 from m3dec.processing.referring_data import ReferringDataError
-from m3dec.processing.referring_data.coco_files import find_faults
+from m3dec.processing.referring_data.data_arguments import DataArguments
 from m3dec.processing.referring_data.generated.rows import generate_referring_dataset, random_sentences
 from m3dec.processing.referring_data.leakage import find_leaks, held_out_images
-from m3dec.processing.referring_data.prepared_shards import check_pictures, write_prepared
-from m3dec.processing.referring_data.published_counts import PUBLISHED_COUNTS
+from m3dec.processing.referring_data.readers.coco_files import find_faults
+from m3dec.processing.referring_data.readers.prepared_shards import check_pictures, write_prepared
+from m3dec.processing.referring_data.readers.published_counts import PUBLISHED_COUNTS
+from m3dec.processing.referring_data.readers.tables import image_ids
 from m3dec.processing.referring_data.schema import decode_mask
 from m3dec.processing.referring_data.summary import summarise
-from m3dec.processing.referring_data.tables import image_ids
 
 
 @dataclass

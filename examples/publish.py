@@ -24,7 +24,7 @@ PACKAGES = ("m3dec", "torch", "torchvision", "transformers", "timm", "huggingfac
 
 
 def export_model(arguments: list[str] | None = None):
-    from m3dec.hub.export import export
+    from m3dec.hub.outward.export import export
 
     parser = ArgumentParser(
         description="Write a trained model as a flat folder with its code, loadable where m3dec is not installed.",
@@ -51,7 +51,7 @@ def export_model(arguments: list[str] | None = None):
 
 
 def export_graphs(options: Namespace) -> None:
-    from m3dec.hub.export_onnx import export_onnx, print_report
+    from m3dec.hub.runtimes.export_onnx import export_onnx, print_report
 
     try:
         report = export_onnx(options.model, None, options.destination)
@@ -63,7 +63,7 @@ def export_graphs(options: Namespace) -> None:
 
 
 def push(arguments: list[str] | None = None):
-    from m3dec.hub.push import PushError, push_dataset, push_metric, push_model
+    from m3dec.hub.outward.push import PushError, push_dataset, push_metric, push_model
 
     parser = ArgumentParser(
         description="Publish on the Hub. Log in first: hf auth login, or HF_TOKEN.", allow_abbrev=False

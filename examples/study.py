@@ -26,9 +26,9 @@ from matplotlib.figure import Figure
 from tqdm import tqdm
 from transformers import HfArgumentParser
 
-from m3dec.examples.training_parts import read_data
-from m3dec.examples.training_recipe import RECIPES, TrainingRecipe, parse_recipe, read_recipe
-from m3dec.examples.training_report import read_metrics
+from m3dec.examples.training.parts import read_data
+from m3dec.examples.training.recipe import RECIPES, TrainingRecipe, parse_recipe, read_recipe
+from m3dec.examples.training.report import read_metrics
 
 
 @dataclass

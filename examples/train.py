@@ -36,10 +36,10 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from m3dec import M3DecForImageSegmentation, M3DecProcessor
-from m3dec.examples.checkpoints import newest_checkpoint, read_checkpoint, write_checkpoint
 from m3dec.examples.evaluate_referring import by_kind, evaluate, listening, table
-from m3dec.examples.score_tables import by_set
-from m3dec.examples.training_parts import (
+from m3dec.examples.evaluation.tables import by_set
+from m3dec.examples.training.checkpoints import newest_checkpoint, read_checkpoint, write_checkpoint
+from m3dec.examples.training.parts import (
     batch_sizes,
     build_loader,
     build_model,
@@ -52,12 +52,12 @@ from m3dec.examples.training_parts import (
     rate_at,
     read_data,
 )
-from m3dec.examples.training_recipe import TrainingRecipe, parse_recipe, write_recipe
-from m3dec.examples.training_report import draw_curves, draw_samples
-from m3dec.hub.model_card import write_model_card
-from m3dec.hub.push import PushError, open_repository, push_model
+from m3dec.examples.training.recipe import TrainingRecipe, parse_recipe, write_recipe
+from m3dec.examples.training.report import draw_curves, draw_samples
+from m3dec.hub.outward.model_card import write_model_card
+from m3dec.hub.outward.push import PushError, open_repository, push_model
+from m3dec.processing.referring_data.readers.tables import image_ids
 from m3dec.processing.referring_data.sampling import ShuffledByEpoch
-from m3dec.processing.referring_data.tables import image_ids
 
 LISTENS_BY = 200  # steps after the warm-up; a training that works follows the words by then
 

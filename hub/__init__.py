@@ -1,7 +1,7 @@
-"""Leaving and coming back: pretrained parts, and the checkpoints that ship with the package."""
+"""Leaving and coming back: what goes out, what comes in, where it runs elsewhere, and the checkpoints that ship."""
 
-from pathlib import Path
+from m3dec.configuration.shipped_checkpoints import PHOTOS_CHECKPOINT, SCENES_CHECKPOINT
 
-PHOTOS_CHECKPOINT = Path(__file__).parent / "checkpoints" / "m3dec-photos"  # answers about photographs; the default
-SCENES_CHECKPOINT = Path(__file__).parent / "checkpoints" / "m3dec-scenes"  # knows drawn scenes only
 SHIPPED_CHECKPOINT = SCENES_CHECKPOINT  # its name from when it was the only one
+
+__all__ = ["PHOTOS_CHECKPOINT", "SCENES_CHECKPOINT", "SHIPPED_CHECKPOINT"]

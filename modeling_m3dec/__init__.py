@@ -14,7 +14,7 @@ from transformers import (
 from transformers.pipelines import PIPELINE_REGISTRY
 
 from m3dec.configuration.configuration_m3dec import M3DecConfig
-from m3dec.hub import PHOTOS_CHECKPOINT
+from m3dec.configuration.shipped_checkpoints import PHOTOS_CHECKPOINT
 from m3dec.processing.image_processing_m3dec import M3DecImageProcessor
 from m3dec.processing.image_processing_pil_m3dec import M3DecImageProcessorPil
 from m3dec.processing.pipeline_m3dec import ReferringImageSegmentationPipeline

@@ -388,7 +388,7 @@ class M3DecForImageSegmentation(M3DecPreTrainedModel):
         """Fold batch norms and upsampling into the convolutions, in place, and lay these out as a CPU likes them.
 
         Logits change by rounding alone. What is left only infers: it cannot be trained or saved, for its batch norms
-        are gone. A second call does nothing. `examples/benchmark_inference.py` says what it is worth.
+        are gone. A second call does nothing. `examples/benchmarks/benchmark_inference.py` says what it is worth.
 
         Returns:
             the model itself.

@@ -25,7 +25,7 @@ import torch
 from safetensors import safe_open
 
 from m3dec.examples import train
-from m3dec.examples.checkpoints import newest_checkpoint
+from m3dec.examples.training.checkpoints import newest_checkpoint
 
 INTERVAL = 2  # steps between checkpoints
 PLACES = ("between", "checkpoint", "folder")

@@ -7,7 +7,7 @@ from test_examples import run
 
 
 def measured(*arguments) -> dict:
-    lines = run(*arguments, module="m3dec.examples.benchmark_data", timeout=1800).splitlines()
+    lines = run(*arguments, module="m3dec.examples.benchmarks.benchmark_data", timeout=1800).splitlines()
     return {name: part for line in lines for name, part in json.loads(line).items()}
 
 
@@ -34,7 +34,7 @@ def test_a_set_of_refcocos_size_is_read_in_200_mb_and_stored_in_little_more_than
 
 def test_the_benchmark_of_generated_sentences_measures_work_and_memory():
     arguments = ["--images", 24, "--annotations", 150, "--photographs", 12, "--num_proc", 1, "--num_shards", 1]
-    lines = run(*map(str, arguments), module="m3dec.examples.benchmark_generated", timeout=1800).splitlines()
+    lines = run(*map(str, arguments), module="m3dec.examples.benchmarks.benchmark_generated", timeout=1800).splitlines()
     (result,) = (json.loads(line) for line in lines if line.startswith("{"))
     assert 0 < result["seconds of work"] < 1800
     assert 50 < result["most memory, MB"] < 4000

@@ -3,10 +3,10 @@
 import pytest
 from test_prepare_data import scenes  # noqa: F401
 
-from m3dec.examples.benchmark_words import is_one_token, main, replaced, with_word
+from m3dec.examples.benchmarks.benchmark_words import is_one_token, main, replaced, with_word
 from m3dec.hub import SHIPPED_CHECKPOINT
 from m3dec.processing.referring_data import load_referring_dataset
-from m3dec.processing.referring_data.prepared_shards import write_prepared
+from m3dec.processing.referring_data.readers.prepared_shards import write_prepared
 from m3dec.processing.word_vectors import word_tokenizer
 
 

@@ -24,7 +24,7 @@ from test_modeling_m3dec import TINY_SWIN
 
 from m3dec import M3DecForImageSegmentation, M3DecProcessor
 from m3dec.examples import train
-from m3dec.examples.checkpoints import is_whole, newest_checkpoint, read_checkpoint, write_checkpoint
+from m3dec.examples.training.checkpoints import is_whole, newest_checkpoint, read_checkpoint, write_checkpoint
 from m3dec.processing.referring_data.scenes import write_scenes
 
 

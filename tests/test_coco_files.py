@@ -16,7 +16,7 @@ from pycocotools import mask as coco_mask
 from referring_files import runs_of
 
 from m3dec.processing.referring_data import ReferringDataError, decode_mask, load_referring_dataset
-from m3dec.processing.referring_data.coco_files import find_faults, read_coco_files
+from m3dec.processing.referring_data.readers.coco_files import find_faults, read_coco_files
 
 HEIGHT, WIDTH = 30, 41
 SQUARE = [4, 5, 13, 5, 13, 13, 4, 13]
@@ -628,7 +628,7 @@ def test_the_pages_python_runs(as_on_the_page, capsys):
 
 
 def test_the_page_names_every_field_and_ships_with_the_package():
-    from m3dec.processing.referring_data.coco_files import FIELDS
+    from m3dec.processing.referring_data.readers.coco_files import FIELDS
 
     table = PAGE.read_text(encoding="utf-8").split("| field |")[1].split("\n\n")[0]
     named = re.findall(r"`(\w+)`", "".join(line.split("|")[1] for line in table.splitlines() if line.startswith("| `")))

@@ -8,7 +8,7 @@ from torch import nn
 
 from m3dec import M3DecConfig, M3DecForImageSegmentation
 from m3dec.configuration.configuration_m3dec import DARKNET53
-from m3dec.hub.darknet_file import read_darknet53
+from m3dec.hub.inward.darknet_file import read_darknet53
 
 DARKNET, YOLOV3 = 40_620_640, 62_001_757  # numbers of darknet53.conv.74 and of yolov3.weights
 NEW, OLD = struct.pack("<3iq", 0, 2, 0, 32013312), struct.pack("<3ii", 0, 1, 0, 32013312)

@@ -19,8 +19,8 @@ from transformers import pipeline
 from m3dec import M3DecConfig, M3DecForImageSegmentation, M3DecProcessor
 from m3dec.examples import PHOTOGRAPHS, evaluate_referring, quickstart
 from m3dec.examples.evaluate_referring import by_kind, evaluate, table
-from m3dec.examples.training_parts import collate, normalized
-from m3dec.examples.training_recipe import RECIPES, parse_recipe, read_recipe
+from m3dec.examples.training.parts import collate, normalized
+from m3dec.examples.training.recipe import RECIPES, parse_recipe, read_recipe
 from m3dec.hub import SCENES_CHECKPOINT
 from m3dec.processing.referring_data import load_referring_dataset
 from m3dec.processing.referring_data.scenes import draw_scene, write_scenes

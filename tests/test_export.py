@@ -14,7 +14,15 @@ from test_bad_input import photo
 
 from m3dec import M3DecForImageSegmentation, M3DecProcessor
 from m3dec.hub import SHIPPED_CHECKPOINT
-from m3dec.hub.export import AUTO_CLASSES, AUTO_IMAGE_PROCESSOR, AUTO_PROCESSOR, PIPELINES, export, flat_code, imports
+from m3dec.hub.outward.export import (
+    AUTO_CLASSES,
+    AUTO_IMAGE_PROCESSOR,
+    AUTO_PROCESSOR,
+    PIPELINES,
+    export,
+    flat_code,
+    imports,
+)
 from m3dec.processing.referring_data.scenes import draw_scene
 
 REMOTE_CODE = Path(__file__).with_name("remote_code.py")

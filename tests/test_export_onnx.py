@@ -23,7 +23,8 @@ from test_processing_m3dec import word_processor
 from torch.export import Dim
 
 from m3dec.examples.publish import export_model
-from m3dec.hub import SHIPPED_CHECKPOINT, export_onnx
+from m3dec.hub import SHIPPED_CHECKPOINT
+from m3dec.hub.runtimes import export_onnx
 from m3dec.modeling_m3dec import M3DecForImageSegmentation
 from m3dec.processing.image_processing_m3dec import letterbox_box, rgb_array
 from m3dec.processing.image_processing_pil_m3dec import M3DecImageProcessorPil
@@ -64,7 +65,7 @@ def shipped() -> M3DecForImageSegmentation:
 
 @pytest.fixture
 def segmenter(folder):
-    from m3dec.hub.onnx_segmenter import OnnxReferringSegmenter
+    from m3dec.hub.runtimes.onnx_segmenter import OnnxReferringSegmenter
 
     return OnnxReferringSegmenter(folder, threads=1)
 
@@ -75,7 +76,7 @@ def segmenter_module():
     with pytest.MonkeyPatch.context() as patch:
         if importlib.util.find_spec("onnxruntime") is None:
             patch.setitem(sys.modules, "onnxruntime", ModuleType("onnxruntime"))
-        yield importlib.import_module("m3dec.hub.onnx_segmenter")
+        yield importlib.import_module("m3dec.hub.runtimes.onnx_segmenter")
 
 
 def loaded(folder: Path) -> SimpleNamespace:
@@ -177,7 +178,7 @@ def test_the_segmenter_answers_as_the_pipeline(segmenter, shipped, folder, thres
 @slow
 @pytest.mark.parametrize("size", [(333, 217), (90, 301), (160, 160)])
 def test_the_segmenter_letterboxes_as_the_pipeline(shipped, folder, tmp_path, size):
-    from m3dec.hub.onnx_segmenter import OnnxReferringSegmenter
+    from m3dec.hub.runtimes.onnx_segmenter import OnnxReferringSegmenter
 
     letterboxed = shutil.copytree(folder, tmp_path / "letterboxed")
     settings = json.loads((letterboxed / "processor_config.json").read_text())
@@ -271,7 +272,7 @@ def test_the_segmenter_refuses_in_a_sentence(segmenter, image, text, threshold, 
 
 @slow
 def test_the_segmenter_tells_what_its_folder_lacks(folder, tmp_path):
-    from m3dec.hub.onnx_segmenter import OnnxReferringSegmenter
+    from m3dec.hub.runtimes.onnx_segmenter import OnnxReferringSegmenter
 
     shutil.copyfile(folder / "image_half.onnx", tmp_path / "image_half.onnx")
     with pytest.raises(FileNotFoundError, match=r"text_half\.onnx"):
@@ -300,7 +301,7 @@ def odd_images(folder: Path) -> dict:
 
 def test_the_segmenter_reads_odd_images_as_the_package(tmp_path):
     need_onnx()
-    from m3dec.hub import onnx_segmenter
+    from m3dec.hub.runtimes import onnx_segmenter
 
     for name, image in odd_images(tmp_path).items():
         assert np.array_equal(onnx_segmenter.rgb_array(image), rgb_array(image)), name

@@ -18,7 +18,7 @@ from test_modeling_m3dec import (
 from torch import nn
 
 from m3dec import M3DecForImageSegmentation, M3DecProcessor
-from m3dec.examples.benchmark_inference import as_written
+from m3dec.examples.benchmarks.benchmark_inference import as_written
 from m3dec.hub import SHIPPED_CHECKPOINT
 from m3dec.processing.referring_data.scenes import draw_scene
 

@@ -28,8 +28,8 @@ from m3dec.processing.referring_data.generated.rows import generate_referring_da
 from m3dec.processing.referring_data.generated.sentences import KINDS, SentenceMaker
 from m3dec.processing.referring_data.generated.truth import Scene
 from m3dec.processing.referring_data.generated.words import CategoryWords, read_words, words_of
-from m3dec.processing.referring_data.pictures import PictureFolder
-from m3dec.processing.referring_data.prepared_shards import write_prepared
+from m3dec.processing.referring_data.readers.pictures import PictureFolder
+from m3dec.processing.referring_data.readers.prepared_shards import write_prepared
 from m3dec.processing.referring_data.schema import REFERRING_FEATURES, decode_mask
 
 HEIGHT, WIDTH = 60, 100

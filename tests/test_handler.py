@@ -18,8 +18,9 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 from transformers import pipeline
 
-from m3dec.hub import SHIPPED_CHECKPOINT, handler
-from m3dec.hub.export import export, imports
+from m3dec.hub import SHIPPED_CHECKPOINT
+from m3dec.hub.outward.export import export, imports
+from m3dec.hub.runtimes import handler
 from m3dec.processing.referring_data.scenes import draw_scene
 
 SCENE = draw_scene(seed=11)

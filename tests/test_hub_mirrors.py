@@ -16,8 +16,8 @@ from m3dec.processing.referring_data import (
     hub_mirrors,
     load_referring_dataset,
 )
-from m3dec.processing.referring_data.pictures import MissingPicturesError
-from m3dec.processing.referring_data.prepared_shards import write_prepared
+from m3dec.processing.referring_data.readers.pictures import MissingPicturesError
+from m3dec.processing.referring_data.readers.prepared_shards import write_prepared
 
 REFERENCES = files.build(num_pictures={"train": 2, "val": 2, "testA": 2, "testB": 2})
 VAL = [reference for reference in REFERENCES if reference.split == "val"]

@@ -23,7 +23,7 @@ from m3dec.examples import infer
 from m3dec.examples.batch_segmenter import RESULT_SCHEMA, ReferringSegmenter
 from m3dec.hub import SHIPPED_CHECKPOINT
 from m3dec.processing.referring_data import decode_mask, load_referring_dataset
-from m3dec.processing.referring_data.prepared_shards import write_prepared
+from m3dec.processing.referring_data.readers.prepared_shards import write_prepared
 from m3dec.processing.referring_data.scenes import draw_scene, write_scenes
 
 ASKED = ["the leftmost thing", "the red ring", "the topmost star"]

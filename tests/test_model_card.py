@@ -8,8 +8,8 @@ import pytest
 import yaml
 from huggingface_hub import ModelCard
 
-from m3dec.examples.training_recipe import RECIPES, parse_recipe
-from m3dec.hub.model_card import as_text, leakage, licence_of, write_model_card
+from m3dec.examples.training.recipe import RECIPES, parse_recipe
+from m3dec.hub.outward.model_card import as_text, leakage, licence_of, write_model_card
 
 PRECISIONS = {"pr@0.5": 0.875, "pr@0.6": 0.8, "pr@0.7": 0.7, "pr@0.8": 0.5, "pr@0.9": 0.123456}
 FIGURES = {

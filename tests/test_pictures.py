@@ -6,7 +6,7 @@ import pytest
 from PIL import Image, ImageOps
 
 from m3dec.processing.referring_data import ReferringDataError
-from m3dec.processing.referring_data.pictures import MissingPicturesError, PictureFolder, picture_size
+from m3dec.processing.referring_data.readers.pictures import MissingPicturesError, PictureFolder, picture_size
 
 
 @pytest.fixture

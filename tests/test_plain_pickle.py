@@ -20,7 +20,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from m3dec.processing.referring_data import ReferringDataError, load_referring_dataset
-from m3dec.processing.referring_data.plain_pickle import read_plain_pickle
+from m3dec.processing.referring_data.readers.plain_pickle import read_plain_pickle
 
 MOST_SECONDS = 5  # measured: below 1
 MOST_MEGABYTES = 100

@@ -18,12 +18,12 @@ from test_examples import ALL_RECIPES, TINY, run
 from transformers import HfArgumentParser
 
 from m3dec.examples import train
-from m3dec.examples.data_arguments import DataArguments
 from m3dec.examples.evaluate_referring import EvaluationArguments
-from m3dec.examples.training_parts import read_data
-from m3dec.examples.training_recipe import RECIPES, parse_recipe
+from m3dec.examples.training.parts import read_data
+from m3dec.examples.training.recipe import RECIPES, parse_recipe
 from m3dec.processing.referring_data import ReferringDataError, load_referring_dataset
-from m3dec.processing.referring_data.prepared_shards import check_pictures, write_prepared
+from m3dec.processing.referring_data.data_arguments import DataArguments
+from m3dec.processing.referring_data.readers.prepared_shards import check_pictures, write_prepared
 from m3dec.processing.referring_data.scenes import write_scenes
 from m3dec.processing.referring_data.summary import summarise
 

@@ -8,8 +8,8 @@ import torch
 from torch import nn
 from transformers import AutoModel, AutoTokenizer
 
-from m3dec.hub import pretrained_parts
-from m3dec.hub.pretrained_parts import find_minilm, read_efficientnet_lite0, rename_by_position
+from m3dec.hub.inward import pretrained_parts
+from m3dec.hub.inward.pretrained_parts import find_minilm, read_efficientnet_lite0, rename_by_position
 
 
 def needs(package, command):

@@ -15,8 +15,8 @@ from test_examples import TINY
 from test_export import loaded
 
 from m3dec.hub import SHIPPED_CHECKPOINT
-from m3dec.hub.push import own_paths, push_metric
-from m3dec.processing.referring_data.prepared_shards import read_prepared, write_prepared
+from m3dec.hub.outward.push import own_paths, push_metric
+from m3dec.processing.referring_data.readers.prepared_shards import read_prepared, write_prepared
 from m3dec.processing.referring_data.scenes import draw_scene, write_scenes
 
 OWNER, READER = TOKENS["owner"], TOKENS["reader"]

@@ -16,9 +16,9 @@ from transformers import BertConfig, BertModel, BertTokenizer
 
 from m3dec import M3DecForImageSegmentation, M3DecProcessor
 from m3dec.examples import train
-from m3dec.examples.training_recipe import RECIPES, read_recipe
+from m3dec.examples.training.recipe import RECIPES, read_recipe
 from m3dec.processing.referring_data import load_referring_dataset
-from m3dec.processing.referring_data.prepared_shards import write_prepared
+from m3dec.processing.referring_data.readers.prepared_shards import write_prepared
 from m3dec.processing.referring_data.scenes import write_scenes
 
 LAUNCH = RECIPES.parent / "launch"
@@ -158,7 +158,7 @@ def test_the_benchmark_of_training_tells_rates_and_parts(folder, tmp_path):
     path = tmp_path / "small.yaml"
     path.write_text(yaml.safe_dump(made_small(RECIPES / "scenes.yaml", folder, tmp_path / "run")))
     flags = ("--recipe", path, "--batch_size", "2", "--steps", "1", "--rounds", "1", "--logging_steps", "5")
-    said = run(*flags, module="m3dec.examples.benchmark_training")
+    said = run(*flags, module="m3dec.examples.benchmarks.benchmark_training")
     for name in ("bare", "train.py, 0 workers", "train.py, 2 workers"):
         assert re.search(rf"^{name} +\d+\.\d expressions/s, \d+\.\d% of bare", said, re.MULTILINE)
     for part in ("loader", "normalising", "forward", "backward", "optimizer", "moving average", "a line of the log"):

@@ -20,10 +20,10 @@ from m3dec.processing.referring_data import (
     load_referring_dataset,
     refer_files,
 )
-from m3dec.processing.referring_data.pictures import MissingPicturesError
-from m3dec.processing.referring_data.published_counts import PUBLISHED_COUNTS
+from m3dec.processing.referring_data.readers.pictures import MissingPicturesError
+from m3dec.processing.referring_data.readers.published_counts import PUBLISHED_COUNTS
+from m3dec.processing.referring_data.readers.segmentations import union_of_segmentations
 from m3dec.processing.referring_data.schema import encode_mask
-from m3dec.processing.referring_data.segmentations import union_of_segmentations
 
 HEIGHT, WIDTH = 30, 41
 LEFT_BOX = [3, 4, 20, 4, 20, 20, 3, 20]

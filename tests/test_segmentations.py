@@ -11,8 +11,8 @@ from referring_files import runs_of
 from test_plain_pickle import memory
 
 from m3dec.processing.referring_data import ReferringDataError, decode_mask, schema
+from m3dec.processing.referring_data.readers.segmentations import union_of_segmentations
 from m3dec.processing.referring_data.schema import encode_mask
-from m3dec.processing.referring_data.segmentations import union_of_segmentations
 from m3dec.processing.referring_iou.run_lengths import decode_counts
 
 thorough = settings(max_examples=1000, deadline=None)

@@ -10,7 +10,7 @@ import referring_files as files
 from datasets import List, Value
 
 from m3dec.processing.referring_data import REFERRING_FEATURES, decode_mask, load_referring_dataset
-from m3dec.processing.referring_data.prepared_shards import write_prepared
+from m3dec.processing.referring_data.readers.prepared_shards import write_prepared
 
 REFERENCES = files.build()
 EVALUATION = [reference for reference in REFERENCES if reference.split != "train"]

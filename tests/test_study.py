@@ -9,7 +9,7 @@ import yaml
 
 from m3dec.examples import study
 from m3dec.examples.study import PAPER, TABLES, verdict
-from m3dec.examples.training_recipe import RECIPES
+from m3dec.examples.training.recipe import RECIPES
 
 TRAINING = """
 import json, os, pathlib, sys, yaml

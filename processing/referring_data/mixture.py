@@ -10,9 +10,10 @@ import datasets
 import pyarrow.compute as pc
 from tqdm import tqdm
 
+from m3dec.processing.referring_data.readers.tables import bytes_of, undecoded_pictures
+
 from .sampling import references_by_image
 from .schema import REFERRING_FEATURES, ReferringDataError
-from .tables import bytes_of, undecoded_pictures
 
 logger = logging.getLogger(__name__)
 

@@ -6,9 +6,9 @@ import datasets
 import numpy as np
 from tqdm import tqdm
 
+from m3dec.processing.referring_data.readers.published_counts import count
 from m3dec.processing.word_vectors import split_words
 
-from .published_counts import count
 from .schema import area_of_mask
 
 

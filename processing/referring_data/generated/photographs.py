@@ -14,9 +14,9 @@ import numpy as np
 from PIL import Image, ImageOps
 from pycocotools import mask as coco_mask
 
-from m3dec.processing.referring_data.pictures import PictureFolder
+from m3dec.processing.referring_data.readers.pictures import PictureFolder
+from m3dec.processing.referring_data.readers.segmentations import union_of_segmentations
 from m3dec.processing.referring_data.schema import ReferringDataError
-from m3dec.processing.referring_data.segmentations import union_of_segmentations
 
 from .colors import color_shares
 

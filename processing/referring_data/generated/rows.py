@@ -13,9 +13,9 @@ import datasets
 import numpy as np
 from PIL import Image
 
-from m3dec.processing.referring_data.pictures import PictureFolder
+from m3dec.processing.referring_data.readers.pictures import PictureFolder
+from m3dec.processing.referring_data.readers.tables import digest_of
 from m3dec.processing.referring_data.schema import REFERRING_FEATURES, ReferringDataError, encode_mask
-from m3dec.processing.referring_data.tables import digest_of
 
 from .mosaics import make_mosaic
 from .photographs import InstanceFile, Photograph

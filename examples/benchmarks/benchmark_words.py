@@ -1,7 +1,8 @@
 """What a model makes of words: how many everyday words it has a row for, and what a synonym costs that no training
 sentence had.
 
-    python examples/benchmark_words.py --model hub/checkpoints/m3dec-photos --data_roots outputs/photographs_data/*
+    python examples/benchmarks/benchmark_words.py \\
+        --model hub/checkpoints/m3dec-photos --data_roots outputs/photographs_data/*
 
 Every sentence of the evaluation split that has a trained word is asked as it is, and with the word replaced by its
 synonym. examples/studies/unseen_synonyms.csv lists the pairs, examples/studies/everyday_words.txt the words.
@@ -19,10 +20,10 @@ from transformers import HfArgumentParser, PreTrainedTokenizerBase
 
 from m3dec import M3DecForImageSegmentation, M3DecProcessor
 from m3dec.examples.evaluate_referring import evaluate
-from m3dec.examples.expression_results import ExpressionResult
+from m3dec.examples.evaluation.results import ExpressionResult
 from m3dec.processing.referring_data import load_referring_dataset
 
-STUDIES = Path(__file__).parent / "studies"
+STUDIES = Path(__file__).parents[1] / "studies"
 
 
 @dataclass

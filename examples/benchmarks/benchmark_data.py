@@ -1,6 +1,6 @@
 """How long data take: a synthetic set of RefCOCO's size, and the training loader beside a plain loop.
 
-    python examples/benchmark_data.py [--references 42404] [--images 16994] [--loader_images 300]
+    python examples/benchmarks/benchmark_data.py [--references 42404] [--images 16994] [--loader_images 300]
 
 Everything is made in a temporary folder and measured in fresh processes. Prints a line of JSON for each part.
 """
@@ -26,9 +26,9 @@ from tqdm import tqdm
 from transformers import HfArgumentParser
 
 from m3dec import M3DecImageProcessor, M3DecProcessor
-from m3dec.examples.training_parts import collate
+from m3dec.examples.training.parts import collate
 from m3dec.processing.referring_data import load_referring_dataset
-from m3dec.processing.referring_data.prepared_shards import write_prepared
+from m3dec.processing.referring_data.readers.prepared_shards import write_prepared
 from m3dec.processing.referring_data.sampling import ReferringExamples
 from m3dec.processing.referring_data.schema import decode_mask
 from m3dec.processing.word_vectors import word_tokenizer

@@ -1,6 +1,6 @@
 """Time per expression of the ONNX graphs on onnxruntime against the model on torch, in one run.
 
-    python examples/benchmark_onnx.py [--rounds 5] [--threads 2]
+    python examples/benchmarks/benchmark_onnx.py [--rounds 5] [--threads 2]
 
 For one picture with one expression and with eight, of eight words each, for the shipped model and for the paper's CNN
 model (Darknet-53 at 416 pixels, random weights); both libraries with as many threads, one after the other in each
@@ -18,7 +18,7 @@ import torch
 
 from m3dec import M3DecConfig, M3DecForImageSegmentation
 from m3dec.hub import SHIPPED_CHECKPOINT
-from m3dec.hub.export_onnx import write_graphs
+from m3dec.hub.runtimes.export_onnx import write_graphs
 
 WORDS = 8
 

@@ -11,10 +11,11 @@ from pathlib import Path
 import datasets
 from pycocotools import mask as coco_mask
 
+from m3dec.processing.referring_data.schema import ReferringDataError
+
 from .pictures import PictureFolder
 from .plain_pickle import read_plain_pickle
 from .published_counts import compare_with_published
-from .schema import ReferringDataError
 from .segmentations import union_of_segmentations
 from .tables import image_ids, tables_by_split
 

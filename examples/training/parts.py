@@ -21,14 +21,13 @@ from transformers.image_utils import SizeDict
 
 from m3dec import M3DecConfig, M3DecForImageSegmentation, M3DecImageProcessor, M3DecProcessor
 from m3dec.examples.evaluate_referring import text_field
-from m3dec.examples.training_recipe import TrainingRecipe
-from m3dec.hub.darknet_file import read_darknet53
-from m3dec.hub.pretrained_parts import find_minilm, read_efficientnet_lite0
+from m3dec.hub.inward.darknet_file import read_darknet53
+from m3dec.hub.inward.pretrained_parts import find_minilm, read_efficientnet_lite0
 from m3dec.processing.referring_data import ReferringDataError
 from m3dec.processing.referring_data.mixture import numbered_apart, without_held_out
+from m3dec.processing.referring_data.readers.tables import image_ids
 from m3dec.processing.referring_data.sampling import ReferringExamples, ShuffledByEpoch, references_by_image
 from m3dec.processing.referring_data.scenes import write_scenes
-from m3dec.processing.referring_data.tables import image_ids
 from m3dec.processing.word_vectors import (
     Vocabulary,
     build_vocabulary,
@@ -38,6 +37,8 @@ from m3dec.processing.word_vectors import (
     read_vector_array,
     word_tokenizer,
 )
+
+from .recipe import TrainingRecipe
 
 logger = logging.getLogger(__name__)
 

@@ -1,7 +1,7 @@
 """The answers of an exported model, on onnxruntime. This file lies beside the graphs, and needs no torch there: only
 `pip install onnxruntime tokenizers pillow numpy`.
 
-    from onnx_segmenter import OnnxReferringSegmenter  # or, with the package: from m3dec.hub.onnx_segmenter import …
+    from onnx_segmenter import OnnxReferringSegmenter  # with the package: from m3dec.hub.runtimes.onnx_segmenter
 
     segmenter = OnnxReferringSegmenter("path/to/folder")
     segmenter("kitchen.jpg", text=["the red mug", "the left chair"])  # the picture goes through the image half

@@ -20,10 +20,11 @@ import pyarrow.parquet as pq
 from PIL import Image
 from tqdm import tqdm
 
+from m3dec.processing.referring_data.sampling import references_by_image
+from m3dec.processing.referring_data.schema import REFERRING_FEATURES, ReferringDataError, area_of_mask
+
 from .pictures import check_picture_size
 from .refer_files import is_split_name
-from .sampling import references_by_image
-from .schema import REFERRING_FEATURES, ReferringDataError, area_of_mask
 from .tables import bytes_of, undecoded_pictures, with_pictures_inside
 
 MANIFEST = "prepared.json"

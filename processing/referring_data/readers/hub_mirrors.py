@@ -9,9 +9,10 @@ from pathlib import Path
 
 import datasets
 
+from m3dec.processing.referring_data.schema import REFERRING_FEATURES, ReferringDataError
+
 from .pictures import PictureFolder, check_picture_size, picture_size
 from .refer_files import row_without_image
-from .schema import REFERRING_FEATURES, ReferringDataError
 from .tables import READERS, digest_of, with_pictures, with_pictures_inside
 
 SENTENCES_PER_REFERENCE = 1_000  # where a mirror numbers none: sent_id = 1000 ref_id + place

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from PIL import ExifTags, Image
 
-from .schema import ReferringDataError
+from m3dec.processing.referring_data.schema import ReferringDataError
 
 logger = logging.getLogger(__name__)
 

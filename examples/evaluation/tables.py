@@ -3,8 +3,9 @@
 import math
 from collections.abc import Callable, Iterable
 
-from m3dec.examples.expression_results import Answers, ExpressionResult, check_comparable, picture_numbers
 from m3dec.processing.referring_iou import ReferringIoU, bootstrap_intervals, paired_bootstrap_intervals
+
+from .results import Answers, ExpressionResult, check_comparable, picture_numbers
 
 # Numbers of words, from and to: the field's bands for RefCOCO (1-2, 3, 4-5, 6-20) and for RefCOCOg (1-5, 6-7, 8-10,
 # 11-20) cut into one set, so that each of theirs is one of these or several together.

@@ -12,10 +12,11 @@ import numpy as np
 from PIL import Image
 from pycocotools import mask as coco_mask
 
-from m3dec.examples.expression_results import Answers, ExpressionResult
-from m3dec.examples.score_tables import Figures, score_names, verdict
 from m3dec.processing.drawing import outline, overlay
 from m3dec.processing.referring_data.schema import decode_mask
+
+from .results import Answers, ExpressionResult
+from .tables import Figures, score_names, verdict
 
 WIDTH = 480  # of the pictures, in pixels; smaller ones are enlarged, so that outlines stay thin
 CASES = 12  # best, and worst

@@ -24,13 +24,14 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 
-from m3dec.hub.export import export
 from m3dec.processing.referring_data import ReferringDataError
-from m3dec.processing.referring_data.prepared_shards import MANIFEST, prepared_files
+from m3dec.processing.referring_data.readers.prepared_shards import MANIFEST, prepared_files
+
+from .export import export
 
 logger = logging.getLogger(__name__)
 
-METRIC_FOLDER = Path(__file__).resolve().parent.parent / "processing" / "referring_iou"
+METRIC_FOLDER = Path(__file__).resolve().parents[2] / "processing" / "referring_iou"
 OWN_PATH = re.compile(r"(?:file:/+|(?<![\w:/.<~])(?:~?/|[A-Za-z]:[/\\]|\\\\))[\w.][^\s'\",)\]<>]*")
 
 # What a push replaces as a whole: weights and shards may be cut otherwise the next time.
@@ -47,7 +48,7 @@ class PushError(Exception):
 
 
 def push_model(source: str | Path, repo_id: str, *, tag: str | None = None, token: str | None = None, **kwargs) -> str:
-    """Push a trained model's folder as `m3dec.hub.export.export` writes it: loadable with and without this package.
+    """Push a trained model's folder as `export` writes it: loadable with and without this package.
 
     Args:
         source: a folder that `save_pretrained` or a training wrote, or a name on the Hub.

@@ -9,7 +9,7 @@ import timm
 import torch
 from timm.layers import ConvNormAct
 
-from m3dec.hub.pretrained_parts import PretrainedBackbone
+from .pretrained_parts import PretrainedBackbone
 
 logger = logging.getLogger(__name__)
 

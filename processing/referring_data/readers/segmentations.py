@@ -11,9 +11,8 @@ import numpy as np
 from PIL import Image
 from pycocotools import mask as coco_mask
 
+from m3dec.processing.referring_data.schema import ReferringDataError
 from m3dec.processing.referring_iou.run_lengths import decode_counts
-
-from .schema import ReferringDataError
 
 MOST_OUTLINE = 1_000_000  # pixels along a polygon; an object that fills a 640 x 480 picture has some 3,000
 

@@ -1,6 +1,6 @@
 """What encoding an image once is worth, for one image with several expressions and for an evaluation.
 
-    python examples/benchmark_expressions.py [--rounds 3] [--images 24] [--paper_images 2]
+    python examples/benchmarks/benchmark_expressions.py [--rounds 3] [--images 24] [--paper_images 2]
 
 Prints times as ratios of minima measured in one run, for the paper's CNN model (random weights, 416 pixels) and the
 shipped one: a call with eight expressions against eight calls with one; and `evaluate` of drawn scenes with seven

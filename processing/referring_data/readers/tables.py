@@ -9,8 +9,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from datasets.exceptions import DatasetGenerationError
 
+from m3dec.processing.referring_data.schema import REFERRING_FEATURES, ReferringDataError
+
 from .pictures import PictureFolder
-from .schema import REFERRING_FEATURES, ReferringDataError
 
 # As the schema, without the picture, which is looked for at every loading, and with the split.
 _ROW_FEATURES = datasets.Features(
@@ -20,7 +21,9 @@ _ROW_FEATURES = datasets.Features(
 
 
 # What makes rows: tables made by other code are made again.
-READERS = [path for path in sorted(Path(__file__).parent.glob("*.py")) if path.name != "scenes.py"]
+READERS = [
+    path for folder in Path(__file__).parents[:2] for path in sorted(folder.glob("*.py")) if path.name != "scenes.py"
+]
 
 
 def tables_by_split(

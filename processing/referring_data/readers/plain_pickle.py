@@ -11,7 +11,7 @@ import pickletools
 
 from tqdm import tqdm
 
-from .schema import ReferringDataError
+from m3dec.processing.referring_data.schema import ReferringDataError
 
 MOST_BYTES = 2**29  # the largest official file has some 30 MB
 MOST_STACKED = 100_000  # objects waiting to be put into another: Python's pickles stack 1,000 a level

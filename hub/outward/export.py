@@ -90,7 +90,7 @@ def export(source: str | Path, destination: str | Path, revision: str | None = N
         edit_json(flat / "tokenizer_config.json", {"auto_map": None})  # it would name code of others
         for name, text in flat_code().items():
             (flat / name).write_text(text, encoding="utf-8")
-        shutil.copyfile(Path(__file__).with_name("handler.py"), flat / "handler.py")
+        shutil.copyfile(Path(__file__).parents[1] / "runtimes" / "handler.py", flat / "handler.py")
         (flat / "requirements.txt").write_text("\n".join(endpoint_requirements()) + "\n", encoding="utf-8")
         if destination.is_dir():
             destination.rmdir()  # an empty one

@@ -12,9 +12,9 @@ import yaml
 from transformers import HfArgumentParser
 
 from m3dec.configuration.configuration_m3dec import M3DecConfig
-from m3dec.examples.data_arguments import DataArguments
+from m3dec.processing.referring_data.data_arguments import DataArguments
 
-RECIPES = Path(__file__).parent / "recipes"
+RECIPES = Path(__file__).parents[1] / "recipes"
 
 
 @dataclass

@@ -1,6 +1,6 @@
 """What `fuse_for_inference` is worth: one image with eight expressions at the paper's CNN size, step by step.
 
-    python examples/benchmark_inference.py [--rounds 5] [--bfloat16]
+    python examples/benchmarks/benchmark_inference.py [--rounds 5] [--bfloat16]
 
 Random weights; all models in turn in each round; of each the fastest round counts. "As written" is § III-D to the
 letter: nearest upsampling, then a 3x3 convolution, then batch norm. The second table asks CLIPSeg as many questions

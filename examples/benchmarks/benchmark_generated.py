@@ -1,6 +1,6 @@
 """How long sentences from masks take, and how much memory: a stand-in for COCO's instances_train2017.json.
 
-    python examples/benchmark_generated.py [--images 118287] [--annotations 860001] [--num_proc 2]
+    python examples/benchmarks/benchmark_generated.py [--images 118287] [--annotations 860001] [--num_proc 2]
 
 Everything is made in a temporary folder. The image entries point at a few hundred drawn files of 640 x 480 pixels.
 Prints a line of JSON: seconds on the clock and of all processes' work, and the most memory that they had at one time.

@@ -1,0 +1,1 @@
+"""What comes in: weights that others trained."""

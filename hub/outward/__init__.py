@@ -1,0 +1,1 @@
+"""What leaves: exported folders, pushes to the Hub, model cards."""

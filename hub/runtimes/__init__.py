@@ -1,0 +1,1 @@
+"""Where the model answers without this package: an endpoint, ONNX Runtime."""
