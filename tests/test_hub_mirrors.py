@@ -13,9 +13,9 @@ from m3dec.processing.referring_data import (
     REFERRING_FEATURES,
     ReferringDataError,
     decode_mask,
-    hub_mirrors,
     load_referring_dataset,
 )
+from m3dec.processing.referring_data.readers import hub_mirrors
 from m3dec.processing.referring_data.readers.pictures import MissingPicturesError
 from m3dec.processing.referring_data.readers.prepared_shards import write_prepared
 

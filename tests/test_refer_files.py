@@ -18,8 +18,8 @@ from m3dec.processing.referring_data import (
     ReferringDataError,
     decode_mask,
     load_referring_dataset,
-    refer_files,
 )
+from m3dec.processing.referring_data.readers import refer_files
 from m3dec.processing.referring_data.readers.pictures import MissingPicturesError
 from m3dec.processing.referring_data.readers.published_counts import PUBLISHED_COUNTS
 from m3dec.processing.referring_data.readers.segmentations import union_of_segmentations
