@@ -4,7 +4,7 @@
 whatever hands out batches may call it: examples/infer.py, multiprocessing, or Ray Data, whose adapter is this:
 
     import ray
-    from .batch_segmenter import ReferringSegmenter
+    from m3dec.examples.batch_segmenter import ReferringSegmenter
 
     class OnTables(ReferringSegmenter):  # typed, so that a batch without errors has the schema of one with some
         def __call__(self, batch):
@@ -28,12 +28,13 @@ import torch
 from PIL import Image, UnidentifiedImageError
 
 from m3dec import M3DecForImageSegmentation, M3DecProcessor
-from m3dec.processing.image_processing_m3dec import rgb_array
+from m3dec.processing.images import rgb_array
 from m3dec.processing.processing_m3dec import no_word_in
 from m3dec.processing.referring_data.readers.pictures import PictureFolder
 from m3dec.processing.referring_data.schema import ReferringDataError, encode_mask
+from m3dec.processing.segmenter import Segmenter
 
-from .evaluate_referring import EXPRESSIONS_AT_ONCE, text_field
+from .evaluate_referring import text_field
 
 RESULT_SCHEMA = pa.schema(
     {
@@ -104,27 +105,32 @@ class ReferringSegmenter:
             ValueError: a column is missing, or the batch has one that is named as a result.
         """
         self._check(batch)
-        model, processor, pictures = self._load()
-        images, answers = _Images(pictures), []
+        segmenter, folder = self._load()
+        images, answers = _Images(folder), []
         for row, (image, cell) in enumerate(zip(batch[self.image_column], batch[self.text_column], strict=True)):
             number, error = images.add(image)
-            for index, expression in enumerate(expressions_of(cell, text_field(model.config))):
+            for index, expression in enumerate(expressions_of(cell, text_field(segmenter.model.config))):
                 answer = dict.fromkeys(RESULT_SCHEMA.names) | {"row": row, "image": number, "expression_index": index}
-                answer["error"] = error or error_of(expression, processor)
+                answer["error"] = error or error_of(expression, segmenter.processor)
                 if isinstance(expression, str):
                     answer["expression"] = expression.encode("utf-8", "replace").decode()  # no halves of letters
                 answers.append(answer)
-        self._segment(images.arrays, [answer for answer in answers if answer["error"] is None])
+        asked = [answer for answer in answers if answer["error"] is None]
+        if asked:
+            expressions, numbers = [answer["expression"] for answer in asked], [answer["image"] for answer in asked]
+            found = segmenter(images.arrays, expressions, numbers, self.threshold)
+            for answer, one in zip(asked, found, strict=True):
+                answer.update(encode_mask(one["mask"]), score=one["score"], area=int(one["mask"].sum()))
         others = [name for name in batch if name not in (self.image_column, self.text_column)]
         columns = {name: [batch[name][answer["row"]] for answer in answers] for name in others}
         return columns | {name: [answer[name] for answer in answers] for name in RESULT_SCHEMA.names}
 
-    def _load(self) -> tuple[M3DecForImageSegmentation, M3DecProcessor, PictureFolder | None]:
+    def _load(self) -> tuple[Segmenter, PictureFolder | None]:
         if self._loaded is None:
             device = self.device or ("cuda" if torch.cuda.is_available() else "cpu")
             model = M3DecForImageSegmentation.from_pretrained(self.model).to(device).eval()
-            processor = M3DecProcessor.from_pretrained(self.model)
-            self._loaded = model, processor, None if self.image_root is None else PictureFolder(self.image_root)
+            segmenter = Segmenter(model, M3DecProcessor.from_pretrained(self.model))
+            self._loaded = segmenter, None if self.image_root is None else PictureFolder(self.image_root)
         return self._loaded
 
     def _check(self, batch: dict) -> None:
@@ -140,23 +146,6 @@ class ReferringSegmenter:
                 f"The results are columns of these names: {', '.join(RESULT_SCHEMA.names)}, but the batch has "
                 f"{', '.join(sorted(taken))} already. Rename or drop it."
             )
-
-    def _segment(self, arrays: list[np.ndarray], answers: list[dict]) -> None:
-        """Fill in the masks of `answers`, each about one of `arrays` by its number `image`."""
-        model, processor, _ = self._load()
-        if not answers:
-            return
-        features = model.get_image_features(processor(images=arrays)["pixel_values"].to(model.device, model.dtype))
-        for start in range(0, len(answers), EXPRESSIONS_AT_ONCE):
-            part = answers[start : start + EXPRESSIONS_AT_ONCE]
-            inputs = processor(text=[answer["expression"] for answer in part]).to(model.device)
-            numbers = [answer["image"] for answer in part]
-            image_index = torch.tensor(numbers, device=model.device)
-            outputs = model(image_features=features, image_index=image_index, **inputs)
-            sizes = [arrays[number].shape[:2] for number in numbers]
-            found = processor.post_process_referring_segmentation(outputs, sizes, self.threshold)
-            for answer, one in zip(part, found, strict=True):
-                answer.update(encode_mask(one["mask"]), score=one["score"], area=int(one["mask"].sum()))
 
 
 class _Images:

@@ -11,7 +11,6 @@ It needs gradio: pip install "m3dec[demo]". The same from Python:
 """
 
 import functools
-import hashlib
 import io
 import json
 import os
@@ -38,9 +37,10 @@ import m3dec  # noqa: F401 - registers the pipeline
 from m3dec.examples import PHOTOGRAPHS
 from m3dec.hub import PHOTOS_CHECKPOINT, SCENES_CHECKPOINT
 from m3dec.processing.drawing import MASK_COLORS, attention_sheet, cut_out, heat_map, overlay_masks
-from m3dec.processing.image_processing_m3dec import letterbox_box, letterbox_size, rgb_array
-from m3dec.processing.processing_m3dec import inside_letterbox
+from m3dec.processing.images import rgb_array
+from m3dec.processing.letterbox import inside_letterbox, letterbox_box, letterbox_size
 from m3dec.processing.referring_data.schema import encode_mask
+from m3dec.processing.segmenter import Segmenter, image_key
 
 MAX_BYTES = 32 * 2**20  # of an upload
 MAX_PIXELS = 40_000_000  # of a picture; Pillow alone would take four times as many
@@ -164,9 +164,9 @@ class PictureModel:
         except (OSError, SafetensorError) as error:
             raise ValueError(f"The model in {str(folder)!r} is not whole: {error}") from error
         self.processor, self.model = self.pipe.processor, self.pipe.model
-        self.encoded = {}  # digest of a picture: its F_enc (1, P, C) and milliseconds; the last used stands last
+        self.segmenter = Segmenter(self.model, self.processor, REMEMBERED)
+        self.milliseconds = {}  # key of an image: what its encoding took
         self.ask(np.zeros((32, 32, 3), np.uint8), ["thing"])  # the first time is slow
-        self.encoded.clear()
 
     @torch.inference_mode()
     def ask(self, picture: np.ndarray, expressions: list[str], threshold: float = 0.5) -> tuple[list[Answer], Timing]:
@@ -175,13 +175,11 @@ class PictureModel:
         Raises:
             ValueError: an expression holds no word, or the threshold is not between 0 and 1.
         """
-        words = self.processor(text=expressions).to(self.model.device)
+        words = self.processor(text=expressions)
         image_features, of_picture, remembered = self._encode(picture)
         start = time.perf_counter()
-        about = torch.zeros(len(expressions), dtype=torch.int64, device=self.model.device)
-        logits = self.model(image_features=image_features, image_index=about, **words).logits.float()  # (N, h', w')
-        sizes = [picture.shape[:2]] * len(expressions)
-        found = self.processor.post_process_referring_segmentation(logits, sizes, threshold)
+        logits = self.segmenter.logits(image_features, **words, image_index=[0] * len(expressions))  # (N, h', w')
+        found = self.segmenter.answers(logits, [picture.shape[:2]] * len(expressions), threshold)
         timing = Timing(of_picture, remembered, milliseconds_since(start))
         answers = [
             Answer(expression, one["mask"], one["score"], logit, *self._not_understood(expression))
@@ -218,19 +216,14 @@ class PictureModel:
 
     def _encode(self, picture: np.ndarray) -> tuple[torch.Tensor, float, bool]:
         """F_enc, (1, P, C), the milliseconds that it took when it was made, and whether it was remembered."""
-        key = hashlib.sha256(repr(picture.shape).encode() + np.ascontiguousarray(picture).data).digest()
-        remembered = key in self.encoded
+        remembered, start = self.segmenter.remembers(picture), time.perf_counter()
+        features = self.segmenter.encode([picture])
+        if features.is_cuda:
+            torch.cuda.synchronize()
+        key = image_key(picture)
         if not remembered:
-            start = time.perf_counter()
-            pixel_values = self.processor(images=picture)["pixel_values"].to(self.model.device, self.model.dtype)
-            features = self.model.get_image_features(pixel_values)
-            if features.is_cuda:
-                torch.cuda.synchronize()
-            self.encoded[key] = features, milliseconds_since(start)
-        self.encoded[key] = self.encoded.pop(key)  # the last used stands last
-        if len(self.encoded) > REMEMBERED:
-            del self.encoded[next(iter(self.encoded))]
-        return *self.encoded[key], remembered
+            self.milliseconds[key] = milliseconds_since(start)
+        return features, self.milliseconds[key], remembered
 
     def _pieces(self, expression: str, most: int | None = None) -> list[tuple[str, int, int]]:
         """Each token, `most` at most, and the first and last letter that it stands for; 0, 0 if it stands for none."""

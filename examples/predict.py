@@ -27,7 +27,7 @@ from transformers import pipeline
 import m3dec  # noqa: F401 - registers the pipeline
 from m3dec.hub import PHOTOS_CHECKPOINT
 from m3dec.processing.drawing import contact_sheet, overlay
-from m3dec.processing.image_processing_m3dec import rgb_array
+from m3dec.processing.images import rgb_array
 
 PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 

@@ -6,18 +6,13 @@ from transformers.image_processing_utils import BatchFeature
 from transformers.image_utils import PILImageResampling, SizeDict
 from transformers.processing_utils import Unpack
 
-from .image_processing_m3dec import (
-    GREY,
-    M3DecImagesKwargs,
-    check_frame,
-    letterbox_box,
-    mask_arrays,
-    rgb_arrays,
-)
+from .image_processing_m3dec import M3DecImagesKwargs
+from .images import mask_arrays, rgb_arrays
+from .letterbox import GRAY, check_frame, letterbox_box
 
 
 class M3DecImageProcessorPil(PilBackend):
-    """`M3DecImageProcessor` without torchvision: same settings, same files, pixels within one grey level of it."""
+    """`M3DecImageProcessor` without torchvision: same settings, same files, pixels within one gray level of it."""
 
     valid_kwargs = M3DecImagesKwargs
     size = SizeDict(height=416, width=416)
@@ -47,8 +42,8 @@ class M3DecImageProcessorPil(PilBackend):
         self, images, segmentation_maps, input_data_format, return_tensors, **kwargs
     ) -> BatchFeature:
         check_frame(self, kwargs)
-        pictures = [picture.transpose(2, 0, 1) for picture in rgb_arrays(images, input_data_format)]
-        data = {"pixel_values": self._preprocess(pictures, return_tensors=None, **kwargs)["pixel_values"]}
+        arrays = [array.transpose(2, 0, 1) for array in rgb_arrays(images, input_data_format)]
+        data = {"pixel_values": self._preprocess(arrays, return_tensors=None, **kwargs)["pixel_values"]}
         if segmentation_maps is not None:
             kwargs |= {"do_rescale": False, "do_normalize": False, "resample": PILImageResampling.NEAREST, "border": 0}
             masks = [mask[None] for mask in mask_arrays(segmentation_maps)]
@@ -56,7 +51,7 @@ class M3DecImageProcessorPil(PilBackend):
             data["labels"] = [mask[0].astype(np.float32) for mask in masks]
         return BatchFeature(data, tensor_type=return_tensors)
 
-    def _preprocess(self, images, do_letterbox, do_resize, size, resample, border=GREY, **kwargs) -> BatchFeature:
+    def _preprocess(self, images, do_letterbox, do_resize, size, resample, border=GRAY, **kwargs) -> BatchFeature:
         if do_letterbox:
             images = [self.letterbox(image, size, resample, border) for image in images]
         do_resize = do_resize and not do_letterbox

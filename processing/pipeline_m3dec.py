@@ -1,16 +1,18 @@
-"""From a picture and a sentence to a mask in one call: `pipeline("referring-image-segmentation", model=…)`."""
+"""From an image and an expression to a mask in one call: `pipeline("referring-image-segmentation", model=…)`."""
 
 import os
 
 import numpy as np
 import torch
 from PIL import Image
+from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import Dataset
 from transformers.dynamic_module_utils import custom_object_save
 from transformers.pipelines import Pipeline
 
-from .image_processing_m3dec import rgb_array
+from .images import rgb_array
 from .processing_m3dec import pair_with_images
+from .segmenter import Segmenter
 
 # What `save_pretrained(push_to_hub=True)` takes for the Hub.
 PUSH_SETTINGS = ("repo_id", "private", "token", "revision", "create_pr", "commit_message", "commit_description", "tags")
@@ -33,6 +35,11 @@ class ReferringImageSegmentationPipeline(Pipeline):
     _load_image_processor = False
     _load_feature_extractor = False
     _load_video_processor = False
+
+    @property
+    def segmenter(self) -> Segmenter:
+        """Of the model and the processor as they are now: `pipe.model = torch.compile(pipe.model)` may replace one."""
+        return Segmenter(self.model, self.processor)
 
     def __call__(self, image, text=None, **kwargs):
         """Segment what `text` refers to in `image`.
@@ -77,37 +84,33 @@ class ReferringImageSegmentationPipeline(Pipeline):
                 f"Every item must be a dict with 'image' and 'text', but there came {arrived}. Give {{'image': …, "
                 "'text': …}, or pass text= beside the images."
             )
-        picture = rgb_array(item["image"])
+        image = rgb_array(item["image"])
         texts, _ = pair_with_images(item["text"], num_images=1)
-        inputs = self.processor(images=picture, text=texts, padding="max_length")
+        inputs = self.processor(images=image, text=texts)
         # Batching joins one-dimensional tensors end to end, so images with different numbers of expressions fit.
         return {
             "pixel_values": inputs["pixel_values"],  # (1, 3, S, S)
-            "input_ids": inputs["input_ids"].flatten(),
-            "attention_mask": inputs["attention_mask"].flatten(),
+            "input_ids": inputs["input_ids"][inputs["attention_mask"].bool()],  # of all expressions, without padding
+            "num_words": inputs["attention_mask"].sum(dim=1),  # of each expression
             "num_expressions": torch.tensor([len(texts)]),
             "texts": tuple(texts),
-            "size": picture.shape[:2],
+            "size": image.shape[:2],
         }
 
     def _forward(self, inputs) -> dict:
-        num_expressions = inputs["num_expressions"]  # (B,)
-        num_images, total = len(num_expressions), int(num_expressions.sum())
-        attention_mask = inputs["attention_mask"].view(total, -1)
-        num_words = int(attention_mask.sum(dim=1).max())  # padding changes nothing, and costs time
-        outputs = self.model(
-            pixel_values=inputs["pixel_values"].to(self.model.dtype),
-            input_ids=inputs["input_ids"].view(total, -1)[:, :num_words],
-            attention_mask=attention_mask[:, :num_words],
-            image_index=torch.arange(num_images, device=num_expressions.device).repeat_interleave(num_expressions),
-        )
-        logits = list(outputs.logits.float().split(num_expressions.tolist()))  # one (N_i, h, w) for each image
-        return {"logits": logits, "texts": inputs["texts"], "size": inputs["size"]}
+        num_words, num_expressions = inputs["num_words"].tolist(), inputs["num_expressions"].tolist()
+        rows = inputs["input_ids"].split(num_words)
+        input_ids = pad_sequence(rows, batch_first=True, padding_value=self.processor.tokenizer.pad_token_id)
+        attention_mask = pad_sequence([torch.ones_like(row) for row in rows], batch_first=True)
+        image_index = [number for number, count in enumerate(num_expressions) for _ in range(count)]
+        features = self.model.get_image_features(inputs["pixel_values"].to(self.model.dtype))
+        logits = self.segmenter.logits(features, input_ids, attention_mask, image_index)
+        return {"logits": list(logits.split(num_expressions)), "texts": inputs["texts"], "size": inputs["size"]}
 
     def postprocess(self, outputs, threshold=0.5) -> list[dict]:
         logits = outputs["logits"][0]  # a list of one, or what batching made of it: (1, N_i, h, w)
         sizes = [outputs["size"]] * len(logits)
-        answers = self.processor.post_process_referring_segmentation(logits, sizes, threshold)
+        answers = self.segmenter.answers(logits, sizes, threshold)
         return [
             {"label": text, "score": answer["score"], "mask": Image.fromarray(answer["mask"].astype(np.uint8) * 255)}
             for text, answer in zip(outputs["texts"], answers, strict=True)

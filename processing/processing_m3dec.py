@@ -2,6 +2,7 @@
 
 import unicodedata
 from itertools import chain, takewhile
+from threading import Lock
 
 import numpy as np
 import torch
@@ -10,10 +11,12 @@ from transformers.feature_extraction_utils import BatchFeature
 from transformers.processing_utils import ProcessorMixin
 from transformers.utils import logging
 
-from .image_processing_m3dec import in_a_list, letterbox_box, letterbox_size, mask_arrays, rgb_arrays
+from .images import in_a_list, mask_arrays, rgb_arrays
+from .letterbox import inside_letterbox, letterbox_size
 
 logger = logging.get_logger(__name__)
 
+TOKENIZING = Lock()
 PIXELS_AT_ONCE = 2**20  # of masks in post-processing; more do not fit into a CPU's cache
 
 
@@ -73,19 +76,19 @@ class M3DecProcessor(ProcessorMixin):
             )
         if images is None and images_kwargs:
             raise TypeError(f"Without images there is nothing for {', '.join(images_kwargs)} to change. Leave it out.")
-        data, pictures, masks = {}, None, None
+        data, arrays, masks = {}, None, None
         if images is not None:
-            pictures = rgb_arrays(images, images_kwargs.pop("input_data_format", None))
+            arrays = rgb_arrays(images, images_kwargs.pop("input_data_format", None))
         if text is not None:
-            expressions, image_index = pair_with_images(text, None if pictures is None else len(pictures))
+            expressions, image_index = pair_with_images(text, None if arrays is None else len(arrays))
             data.update(self._tokenize(expressions, padding, return_tensors))
             if 1 < image_index[-1] + 1 < len(expressions):
                 data["image_index"] = image_index
         if segmentation_maps is not None:
-            masks = masks_of_expressions(segmentation_maps, [pictures[i].shape[:2] for i in image_index])
+            masks = masks_of_expressions(segmentation_maps, [arrays[i].shape[:2] for i in image_index])
             masks = [mask.view(bool) for mask in masks]  # checked already, so not once more
         if images is not None:
-            data.update(self.image_processor(pictures, masks, return_tensors=return_tensors, **images_kwargs))
+            data.update(self.image_processor(arrays, masks, return_tensors=return_tensors, **images_kwargs))
         return BatchFeature(data, tensor_type=return_tensors)
 
     def holds_word(self, expression: str) -> bool:
@@ -99,27 +102,34 @@ class M3DecProcessor(ProcessorMixin):
     def _tokenize(self, expressions: list[str], padding, return_tensors) -> dict:
         """Expressions as `input_ids` and `attention_mask`, (N, T), T at most `max_words`, padded on the right."""
         expressions = [text.encode("utf-8", "replace").decode() for text in expressions]  # no lone surrogates
-        for expression in expressions:
-            if not has_letter_or_sign(expression):
+        with TOKENIZING:  # a tokenizer keeps its padding and truncation in itself, where another thread may set them
+            tokens = self.tokenizer(
+                expressions,
+                truncation=True,
+                max_length=self.max_words,
+                padding=False,
+                return_special_tokens_mask=True,
+                return_overflowing_tokens=True,  # as further rows
+                verbose=False,
+            )
+        first = {}  # expression → its first row
+        for row, number in enumerate(tokens["overflow_to_sample_mapping"]):
+            first.setdefault(number, row)
+        for expression, row in zip(expressions, first.values(), strict=True):
+            if not has_letter_or_sign(expression) or all(tokens["special_tokens_mask"][row]):
                 raise no_word_in(expression)
-        whole = self.tokenizer(expressions, return_special_tokens_mask=True, verbose=False)
-        for expression, special in zip(expressions, whole["special_tokens_mask"], strict=True):
-            if all(special):
-                raise no_word_in(expression)
-            if len(special) > self.max_words:
-                logger.warning_once(
-                    f"Expressions of more than max_words={self.max_words} words are cut off there. Rephrase them in "
-                    "fewer words, or use a model trained with more. This is said once."
-                )
-        tokens = self.tokenizer(
-            expressions,
-            padding=padding,
-            padding_side="right",
-            truncation=True,
-            max_length=self.max_words,
-            return_tensors=return_tensors,
-        )
-        return {"input_ids": tokens["input_ids"], "attention_mask": tokens["attention_mask"]}
+        if len(first) < len(tokens["input_ids"]):
+            logger.warning_once(
+                f"Expressions of more than max_words={self.max_words} words are cut off there. Rephrase them in "
+                "fewer words, or use a model trained with more. This is said once."
+            )
+        rows = [tokens["input_ids"][row] for row in first.values()]
+        if not padding:
+            return {"input_ids": rows, "attention_mask": [[1] * len(row) for row in rows]}
+        length = self.max_words if padding == "max_length" else max(map(len, rows))
+        input_ids = [row + [self.tokenizer.pad_token_id] * (length - len(row)) for row in rows]
+        attention_mask = [[1] * len(row) + [0] * (length - len(row)) for row in rows]
+        return {"input_ids": input_ids, "attention_mask": attention_mask}
 
     def post_process_referring_segmentation(self, outputs, target_sizes=None, threshold=0.5) -> list[dict]:
         """Turn logits into one mask per expression: interpolate the logits, then threshold the probability.
@@ -233,32 +243,6 @@ def check_post_processing(logits: torch.Tensor, target_sizes, threshold: float):
             "Logits must be numbers, but some are NaN: the weights have diverged, or overflowed in half precision. "
             "Load other weights, or use bfloat16 or float32."
         )
-
-
-def inside_letterbox(logit: torch.Tensor, height: int, width: int, size: tuple[int, int]) -> torch.Tensor:
-    """The part of `logit` (h, w) that is about the image, at the scale the network saw it: (new_height, new_width).
-
-    A row or column that holds nothing but border is replaced by the nearest that does hold a part of the image:
-    interpolation would otherwise mix it into the image's edge.
-
-    Args:
-        logit: over the whole letterbox, at any resolution.
-        height, width: of the image.
-        size: (height, width) of the letterbox.
-    """
-    top, left, new_height, new_width = letterbox_box(height, width, size)
-    rows = cells_of_image(top, new_height, size[0], logit.shape[0])
-    columns = cells_of_image(left, new_width, size[1], logit.shape[1])
-    logit = logit[rows][:, columns]  # (h, w)
-    canvas = F.interpolate(logit[None, None], size=size, mode="bilinear", align_corners=False)[0, 0]
-    return canvas[top : top + new_height, left : left + new_width]
-
-
-def cells_of_image(start: int, length: int, side: int, num_cells: int) -> torch.Tensor:
-    """Each of `num_cells` along `side` pixels, or else the nearest that touches the `length` pixels from `start` on."""
-    first = start * num_cells // side
-    last = ((start + length) * num_cells - 1) // side
-    return torch.arange(num_cells).clamp(first, last)
 
 
 def has_letter_or_sign(expression: str) -> bool:

@@ -29,7 +29,8 @@ from transformers import pipeline
 from m3dec.examples import PHOTOGRAPHS, demo
 from m3dec.examples.demo import Answer, PictureModel, Timing, expressions_of, read_picture
 from m3dec.hub import PHOTOS_CHECKPOINT, SCENES_CHECKPOINT
-from m3dec.processing.image_processing_m3dec import M3DecImageProcessor, rgb_array
+from m3dec.processing.image_processing_m3dec import M3DecImageProcessor
+from m3dec.processing.images import rgb_array
 from m3dec.processing.referring_data.scenes import draw_scene
 from m3dec.processing.referring_data.schema import decode_mask, encode_mask
 

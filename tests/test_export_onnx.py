@@ -26,10 +26,11 @@ from m3dec.examples.publish import export_model
 from m3dec.hub import SHIPPED_CHECKPOINT
 from m3dec.hub.runtimes import export_onnx
 from m3dec.modeling_m3dec import M3DecForImageSegmentation
-from m3dec.processing.image_processing_m3dec import letterbox_box, rgb_array
 from m3dec.processing.image_processing_pil_m3dec import M3DecImageProcessorPil
+from m3dec.processing.images import rgb_array
+from m3dec.processing.letterbox import inside_letterbox, letterbox_box
 from m3dec.processing.pipeline_m3dec import ReferringImageSegmentationPipeline
-from m3dec.processing.processing_m3dec import M3DecProcessor, inside_letterbox
+from m3dec.processing.processing_m3dec import M3DecProcessor
 from m3dec.processing.referring_data.scenes import draw_scene
 
 TOLERANCE = 1e-4

@@ -9,8 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageOps
 
-from m3dec.processing.image_processing_m3dec import M3DecImageProcessor, letterbox_box, mask_array, rgb_array
+from m3dec.processing.image_processing_m3dec import M3DecImageProcessor
 from m3dec.processing.image_processing_pil_m3dec import M3DecImageProcessorPil
+from m3dec.processing.images import mask_array, rgb_array
+from m3dec.processing.letterbox import letterbox_box
 
 BACKENDS = [M3DecImageProcessor, M3DecImageProcessorPil]
 SMALL = {"height": 64, "width": 64}

@@ -14,8 +14,9 @@ from transformers import BertTokenizerFast, PreTrainedTokenizerFast
 
 from m3dec.hub import SHIPPED_CHECKPOINT
 from m3dec.processing import processing_m3dec
-from m3dec.processing.image_processing_m3dec import M3DecImageProcessor, letterbox_box
+from m3dec.processing.image_processing_m3dec import M3DecImageProcessor
 from m3dec.processing.image_processing_pil_m3dec import M3DecImageProcessorPil
+from m3dec.processing.letterbox import letterbox_box
 from m3dec.processing.processing_m3dec import M3DecProcessor
 
 WORDS = ["[PAD]", "[UNK]", "the", "red", "cup", "left", "of", "a", "blue", "cat", "dog"]

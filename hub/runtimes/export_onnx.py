@@ -29,7 +29,7 @@ from torch import Tensor, nn
 from torch.export import Dim
 
 from m3dec.modeling_m3dec import M3DecForImageSegmentation
-from m3dec.processing.image_processing_m3dec import letterbox_size
+from m3dec.processing.letterbox import letterbox_size
 from m3dec.processing.processing_m3dec import M3DecProcessor
 from m3dec.processing.referring_data.scenes import draw_scene
 

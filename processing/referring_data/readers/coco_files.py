@@ -21,7 +21,7 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from m3dec.processing.image_processing_m3dec import mask_array
+from m3dec.processing.images import mask_array
 from m3dec.processing.referring_data.schema import ReferringDataError, decode_mask, encode_mask
 
 from .pictures import PictureFolder, check_picture_size, picture_size
