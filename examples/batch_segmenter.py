@@ -28,13 +28,12 @@ import torch
 from PIL import Image, UnidentifiedImageError
 
 from m3dec import M3DecForImageSegmentation, M3DecProcessor
+from m3dec.examples.evaluation.loop import text_field
 from m3dec.processing.images import rgb_array
 from m3dec.processing.processing_m3dec import no_word_in
 from m3dec.processing.referring_data.readers.pictures import PictureFolder
 from m3dec.processing.referring_data.schema import ReferringDataError, encode_mask
 from m3dec.processing.segmenter import Segmenter
-
-from .evaluate_referring import text_field
 
 RESULT_SCHEMA = pa.schema(
     {

@@ -10,22 +10,18 @@ With `torchrun --nproc_per_node N` in place of `python` the images are dealt out
 
 import json
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import datasets
-import numpy as np
 import torch
 from accelerate import Accelerator
-from accelerate.utils import gather_object
-from PIL import Image
-from tqdm import tqdm
 from transformers import HfArgumentParser
 
 from m3dec import M3DecForImageSegmentation, M3DecProcessor
+from m3dec.examples.evaluation.loop import DEFAULT_THRESHOLD, evaluate
 from m3dec.examples.evaluation.page import Truths, write_comparison_page, write_page
-from m3dec.examples.evaluation.results import Answers, ExpressionResult, check_comparable, read_rows, write_rows
+from m3dec.examples.evaluation.results import Answers, check_comparable, read_rows, write_rows
 from m3dec.examples.evaluation.tables import (
     by_kind,
     by_length,
@@ -36,14 +32,7 @@ from m3dec.examples.evaluation.tables import (
     table,
     verdict,
 )
-from m3dec.processing.referring_data import ReferringDataError
 from m3dec.processing.referring_data.data_arguments import DataArguments
-from m3dec.processing.referring_data.sampling import references_by_image, usable_sentences
-from m3dec.processing.referring_data.schema import decode_mask, encode_mask
-from m3dec.processing.referring_iou.score import pixel_counts
-
-DEFAULT_THRESHOLD = 0.5
-EXPRESSIONS_AT_ONCE = 32  # in the mask decoder, where each takes some 100 MB at the paper's size
 
 
 @dataclass
@@ -224,124 +213,6 @@ def report_two(first: Answers, second: Answers, arguments: EvaluationArguments, 
     if truths is not None:
         print(write_comparison_page(arguments.page, first, second, truths, figures, confidence))
     return figures
-
-
-@torch.inference_mode()
-def evaluate(
-    model: M3DecForImageSegmentation,
-    processor: M3DecProcessor,
-    dataset: datasets.Dataset,
-    accelerator: Accelerator,
-    images_at_once: int = 8,
-    threshold: float = DEFAULT_THRESHOLD,
-    keep_masks: bool = False,
-) -> list[ExpressionResult]:
-    """Ask `model` every sentence of `dataset` (rows of `REFERRING_FEATURES`), each image encoded once.
-
-    Batches of images are made first and then dealt out to the processes, whole and without padding, and the results
-    are gathered, never averages: any number of processes gives the same rows, in the order of (ref_id, sent_id). A
-    sentence without a word is not asked; it counts as answered with nothing. With `keep_masks` the results carry the
-    answers' run lengths.
-
-    Raises:
-        ReferringDataError: a picture is of another size than its masks.
-    """
-    model.eval()
-    form = text_field(model.config)
-    usable = usable_sentences(dataset, form, processor.holds_word)
-    pictures, references = dataset.select_columns("image"), dataset.remove_columns("image")
-    images, results = list(references_by_image(dataset).values()), []
-    if accelerator.is_main_process:
-        results += unanswered(references, usable, form, keep_masks)
-    images = [numbers for numbers in images if any(usable[number] for number in numbers)]
-    batches = [images[start : start + images_at_once] for start in range(0, len(images), images_at_once)]
-    batches = batches[accelerator.process_index :: accelerator.num_processes]
-    for batch in tqdm(batches, desc="evaluating", unit="batch", disable=not accelerator.is_local_main_process):
-        rows = [{number: references[number] for number in numbers} for numbers in batch]
-        asked = [
-            [(row, row["sentences"][place]) for number, row in group.items() for place in usable[number]]
-            for group in rows
-        ]
-        images_of_batch = [pictures[numbers[0]]["image"] for numbers in batch]
-        for image, group in zip(images_of_batch, rows, strict=True):
-            check_size(image, next(iter(group.values())))
-        texts = [[sentence[form] for _, sentence in group] for group in asked]
-        sizes = [(row["height"], row["width"]) for group in asked for row, _ in group]
-        answers = ask(model, processor, accelerator, images_of_batch, texts, sizes, threshold)
-        for group, group_rows in zip(asked, rows, strict=True):
-            targets = {row["mask"]["counts"]: decode_mask(row["mask"]) for row in group_rows.values()}
-            results += [result_of(*pair, form, next(answers), targets, keep_masks) for pair in group]
-    return sorted(gather_object(results), key=lambda result: result.ids)
-
-
-def check_size(image: Image.Image, row: dict) -> None:
-    if image.size != (row["width"], row["height"]):
-        raise ReferringDataError(
-            f"A picture has the size of its masks, but {row['file_name']} is {image.size} and its masks are for "
-            f"{(row['width'], row['height'])} (width, height). Is it another one of that name, or was it saved anew?"
-        )
-
-
-def ask(model, processor, accelerator, images: list, texts: list[list[str]], sizes, threshold: float) -> Iterator[dict]:
-    """The processor's answers to all `texts`, a list for each image; `sizes` (height, width), one for each text."""
-    inputs = processor(images=images, text=texts).to(accelerator.device, model.dtype)
-    image_index = torch.tensor([i for i, group in enumerate(texts) for _ in group], device=accelerator.device)
-    with accelerator.autocast():
-        features = model.get_image_features(inputs["pixel_values"])
-        parts = zip(
-            inputs["input_ids"].split(EXPRESSIONS_AT_ONCE),
-            inputs["attention_mask"].split(EXPRESSIONS_AT_ONCE),
-            image_index.split(EXPRESSIONS_AT_ONCE),
-            strict=True,
-        )
-        logits = [model(None, ids, mask, index, image_features=features).logits for ids, mask, index in parts]
-    return iter(processor.post_process_referring_segmentation(torch.cat(logits), sizes, threshold))
-
-
-def unanswered(references: datasets.Dataset, usable: list[list[int]], form: str, keep_masks: bool) -> list:
-    """The results of those sentences that cannot be asked."""
-    results = []
-    for number, places in enumerate(usable):
-        row = references[number]
-        silent = [sentence for place, sentence in enumerate(row["sentences"]) if place not in places]
-        targets = {row["mask"]["counts"]: decode_mask(row["mask"])} if silent else {}
-        nothing = {"mask": np.zeros((row["height"], row["width"]), dtype=bool), "score": 0.0, "peak": None}
-        results += [result_of(row, sentence, form, nothing, targets, keep_masks) for sentence in silent]
-    return results
-
-
-def result_of(row: dict, sentence: dict, form: str, answer: dict, targets: dict, keep_masks: bool) -> ExpressionResult:
-    """What `answer`, of the processor, is worth for one sentence of a reference.
-
-    `targets` are all that is meant in its image, {counts of the run lengths: bool mask (height, width)}.
-    """
-    truth, peak = targets[row["mask"]["counts"]], answer["peak"]
-    intersection, union, predicted, target = pixel_counts(answer["mask"], truth)
-    hit = [bool(mask[peak]) for mask in targets.values() if mask.any()] if peak is not None and target else []
-    return ExpressionResult(
-        image_id=row["image_id"],
-        file_name=row["file_name"],
-        ref_id=row["ref_id"],
-        sent_id=sentence["sent_id"],
-        expression=sentence[form],
-        words=sum(any(map(str.isalnum, word)) for word in sentence[form].split()),
-        category=sentence["category"],
-        height=row["height"],
-        width=row["width"],
-        intersection=intersection,
-        union=union,
-        predicted=predicted,
-        target=target,
-        score=answer["score"],
-        peak_in_target=peak is not None and bool(truth[peak]),
-        blind_chance=sum(hit) / len(hit) if len(hit) > 1 else None,
-        predicted_mask=encode_mask(answer["mask"])["counts"] if keep_masks else None,
-    )
-
-
-def text_field(config) -> str:
-    """Which form of a sentence the field feeds: `sent` to word vectors (as VLT), `raw` to BERT (as LAVT)."""
-    return "sent" if config.text_config is None else "raw"
 
 
 if __name__ == "__main__":

@@ -36,8 +36,8 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from m3dec import M3DecForImageSegmentation, M3DecProcessor
-from m3dec.examples.evaluate_referring import by_kind, evaluate, listening, table
-from m3dec.examples.evaluation.tables import by_set
+from m3dec.examples.evaluation.loop import evaluate
+from m3dec.examples.evaluation.tables import by_kind, by_set, listening, table
 from m3dec.examples.training.checkpoints import newest_checkpoint, read_checkpoint, write_checkpoint
 from m3dec.examples.training.parts import (
     batch_sizes,

@@ -1,4 +1,4 @@
-"""The one path from images and expressions to masks (§ III, Fig. 2): pipeline, evaluation, `infer`, demo and endpoint."""
+"""The one path from images and expressions to masks (§ III, Fig. 2), for pipeline, evaluation, `infer` and demo."""
 
 import hashlib
 from collections import OrderedDict

@@ -26,17 +26,18 @@ from transformers import HfArgumentParser
 from m3dec import M3DecConfig, M3DecForImageSegmentation, M3DecProcessor
 from m3dec.examples import evaluate_referring
 from m3dec.examples.benchmarks.benchmark_expressions import one_by_one
-from m3dec.examples.evaluate_referring import (
-    EvaluationArguments,
-    ExpressionResult,
-    by_kind,
-    evaluate,
-    result_of,
-    without_nan,
-)
+from m3dec.examples.evaluate_referring import EvaluationArguments, without_nan
+from m3dec.examples.evaluation.loop import evaluate, result_of
 from m3dec.examples.evaluation.page import Truths, best, disputed, several_targets, worst
-from m3dec.examples.evaluation.results import COLUMNS, Answers, check_comparable, read_rows, write_rows
-from m3dec.examples.evaluation.tables import by_length, by_size, comparison, listening, table
+from m3dec.examples.evaluation.results import (
+    COLUMNS,
+    Answers,
+    ExpressionResult,
+    check_comparable,
+    read_rows,
+    write_rows,
+)
+from m3dec.examples.evaluation.tables import by_kind, by_length, by_size, comparison, listening, table
 from m3dec.hub import SHIPPED_CHECKPOINT
 from m3dec.processing.referring_data import load_referring_dataset
 from m3dec.processing.referring_data.sampling import references_by_image
@@ -141,7 +142,7 @@ import datasets
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 from m3dec import M3DecForImageSegmentation, M3DecProcessor
-from m3dec.examples.evaluate_referring import evaluate
+from m3dec.examples.evaluation.loop import evaluate
 from m3dec.processing.referring_data.sampling import references_by_image
 
 folder, data, output, threshold, *counts = sys.argv[1:]

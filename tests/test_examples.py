@@ -17,8 +17,10 @@ from PIL import Image
 from transformers import pipeline
 
 from m3dec import M3DecConfig, M3DecForImageSegmentation, M3DecProcessor
-from m3dec.examples import PHOTOGRAPHS, evaluate_referring, quickstart
-from m3dec.examples.evaluate_referring import by_kind, evaluate, table
+from m3dec.examples import PHOTOGRAPHS, quickstart
+from m3dec.examples.evaluation import loop
+from m3dec.examples.evaluation.loop import evaluate
+from m3dec.examples.evaluation.tables import by_kind, table
 from m3dec.examples.training.parts import collate, normalized
 from m3dec.examples.training.recipe import RECIPES, parse_recipe, read_recipe
 from m3dec.hub import SCENES_CHECKPOINT
@@ -128,7 +130,7 @@ def test_evaluation_encodes_each_image_once_and_splits_many_expressions(trained,
     splits = load_referring_dataset("refer", root=trained / "data", dataset="scenes", split_by="scenes")
     whole = evaluate(model, processor, splits["val"], Accelerator(cpu=True), images_at_once=3)
     assert passes == [3, 1]
-    monkeypatch.setattr(evaluate_referring, "EXPRESSIONS_AT_ONCE", 5)
+    monkeypatch.setattr(loop, "EXPRESSIONS_AT_ONCE", 5)
     parts = evaluate(model, processor, splits["val"], Accelerator(cpu=True), images_at_once=3)
     for one, other in zip(parts, whole, strict=True):
         assert (one.ref_id, one.sent_id, one.target) == (other.ref_id, other.sent_id, other.target)

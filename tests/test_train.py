@@ -21,7 +21,8 @@ from transformers import BertConfig
 
 from m3dec import M3DecConfig, M3DecForImageSegmentation, M3DecProcessor
 from m3dec.examples import train
-from m3dec.examples.evaluate_referring import by_kind, evaluate
+from m3dec.examples.evaluation.loop import evaluate
+from m3dec.examples.evaluation.tables import by_kind
 from m3dec.examples.train import lasting_settings, training_mode
 from m3dec.examples.training import parts
 from m3dec.examples.training.parts import batch_sizes, build_optimizer, trained_model

@@ -17,7 +17,7 @@ import torch
 from accelerate import Accelerator
 
 from m3dec import M3DecConfig, M3DecForImageSegmentation, M3DecProcessor
-from m3dec.examples.evaluate_referring import evaluate
+from m3dec.examples.evaluation.loop import evaluate
 from m3dec.hub import SHIPPED_CHECKPOINT
 from m3dec.processing.referring_data import load_referring_dataset
 from m3dec.processing.referring_data.scenes import write_scenes

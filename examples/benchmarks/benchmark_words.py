@@ -19,7 +19,7 @@ from accelerate import Accelerator
 from transformers import HfArgumentParser, PreTrainedTokenizerBase
 
 from m3dec import M3DecForImageSegmentation, M3DecProcessor
-from m3dec.examples.evaluate_referring import evaluate
+from m3dec.examples.evaluation.loop import evaluate
 from m3dec.examples.evaluation.results import ExpressionResult
 from m3dec.processing.referring_data import load_referring_dataset
 

@@ -20,7 +20,7 @@ from transformers import AutoConfig, AutoTokenizer
 from transformers.image_utils import SizeDict
 
 from m3dec import M3DecConfig, M3DecForImageSegmentation, M3DecImageProcessor, M3DecProcessor
-from m3dec.examples.evaluate_referring import text_field
+from m3dec.examples.evaluation.loop import text_field
 from m3dec.hub.inward.darknet_file import read_darknet53
 from m3dec.hub.inward.pretrained_parts import find_minilm, read_efficientnet_lite0
 from m3dec.processing.referring_data import ReferringDataError

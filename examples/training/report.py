@@ -12,7 +12,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogFormatter
 
-from m3dec.examples.evaluate_referring import text_field
+from m3dec.examples.evaluation.loop import text_field
 from m3dec.processing.drawing import TEXT_COLOR, contact_sheet, outline, overlay
 from m3dec.processing.referring_data.sampling import references_by_image, usable_sentences
 from m3dec.processing.referring_data.schema import decode_mask
