@@ -142,7 +142,7 @@ def mask_array(mask, name: str = "segmentation_map") -> np.ndarray:
             f"is {arrived}. Give one (H, W) mask per expression; decode RLE and polygons first."
         )
     if array.dtype == bool:
-        return array.view(np.uint8)  # no copy
+        return array.astype(np.uint8)
     foreground = array.max()
     if foreground not in (0, 1, 255) or not ((array == 0) | (array == foreground)).all():
         values = np.unique(array)

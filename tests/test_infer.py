@@ -162,7 +162,7 @@ def test_it_works_in_a_process_of_its_own(folder, segmenter):
 
 
 def test_a_picture_is_encoded_once_and_many_expressions_go_in_parts(folder, truth, segmenter):
-    model, images, expressions = segmenter._load()[0], [], []
+    model, images, expressions = segmenter._load()[0].model, [], []
     hooks = [
         model.model.vision_encoder.register_forward_hook(lambda _, inputs, output: images.append(len(output))),
         model.mask_decoder.register_forward_hook(lambda _, inputs, output: expressions.append(len(output))),

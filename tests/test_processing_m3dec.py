@@ -13,7 +13,7 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 from transformers import BertTokenizerFast, PreTrainedTokenizerFast
 
 from m3dec.hub import SHIPPED_CHECKPOINT
-from m3dec.processing import processing_m3dec
+from m3dec.processing import letterbox
 from m3dec.processing.image_processing_m3dec import M3DecImageProcessor
 from m3dec.processing.image_processing_pil_m3dec import M3DecImageProcessorPil
 from m3dec.processing.letterbox import letterbox_box
@@ -273,7 +273,7 @@ def test_the_test_above_notices_a_box_that_is_off_by_one_pixel(height, width, sh
         top, left, *sides = letterbox_box(*args)
         return top + shift[0], left + shift[1], *sides
 
-    monkeypatch.setattr(processing_m3dec, "letterbox_box", shifted)
+    monkeypatch.setattr(letterbox, "letterbox_box", shifted)
     with pytest.raises(AssertionError):
         assert_comes_back(mask, (32 * factor, 32 * factor))
 
