@@ -9,7 +9,7 @@ import yaml
 from huggingface_hub import ModelCard
 
 from m3dec.examples.training.recipe import RECIPES, parse_recipe
-from m3dec.hub.outward.model_card import as_text, leakage, licence_of, write_model_card
+from m3dec.hub.outward.model_card import as_text, license_of, write_model_card
 
 PRECISIONS = {"pr@0.5": 0.875, "pr@0.6": 0.8, "pr@0.7": 0.7, "pr@0.8": 0.5, "pr@0.9": 0.123456}
 FIGURES = {
@@ -45,12 +45,14 @@ def test_the_metadata_read_back_by_the_hubs_own_library_hold_the_same_figures(tm
     assert "model-index" in data.to_dict()
 
 
-def test_the_table_holds_every_kind_with_the_pictures_and_the_threshold_that_were_measured(tmp_path):
+def test_the_table_holds_every_kind_with_the_images_and_the_threshold_that_were_measured(tmp_path):
     text = card_of(tmp_path, recipe(), threshold=0.35).text
     assert "| all | 79.12 | 81.00 | 87.50 | 80.00 | 70.00 | 50.00 | 12.35 | 1600 |" in text
     assert "| nearest | 50.00 | 55.81 |" in text and "nearest (mIoU 55.81) is its weakest" in text
-    assert "the first 100 pictures of the split val" in text and "probability is above 0.35" in text
-    assert "the first" not in card_of(tmp_path, recipe(eval_images=300)).text.split("Protocol")[0].split("## Scores")[1]
+    assert "On the first 100 images of the split val of scenes (scenes), percent:" in text
+    assert "probability is above 0.35" in text
+    text = card_of(tmp_path, recipe(eval_images=300)).text  # all of the split
+    assert "On the split val of scenes (scenes), percent:" in text
 
 
 def test_every_placeholder_of_the_template_is_filled(tmp_path, monkeypatch):
@@ -84,33 +86,46 @@ def test_text_is_escaped_letter_by_letter():
     assert as_text("a|b\n<i> _x_") == r"a\|b \<i\> \_x\_"
 
 
+def prose_of(folder, ours: dict, **more) -> str:
+    """The card as one line, as Markdown joins its lines."""
+    return " ".join(card_of(folder, ours, **more).text.split())
+
+
 @pytest.mark.parametrize(
     ("weights", "said"),
     [
-        ("darknet53.c2ns_in1k", "ImageNet-1k alone"),
-        ("weights/yolov3.weights", "Figures on these splits come out too high"),
-        ("weights/darknet53.conv.74", "the public file was trained on ImageNet alone"),
-        ("somebody/backbone", "is not known here"),
-        (None, "random numbers"),
+        ("darknet53.c2ns_in1k", "trained on ImageNet-1k alone and not on COCO's images"),
+        ("weights/yolov3.weights", "**The backbone started from yolov3.weights.** YOLOv3's weights were trained on"),
+        ("weights/darknet53.conv.74", "The public file of this name was trained on ImageNet alone"),
+        ("somebody/backbone", "What that was trained on is not known here"),
+        (None, "The backbone started from random numbers"),
     ],
 )
-def test_the_card_says_what_the_backbone_saw_before(weights, said):
-    assert said in leakage(recipe("refcoco_darknet53.yaml", backbone_weights=weights))
+def test_the_card_says_what_the_backbone_saw_before(weights, said, tmp_path):
+    prose = prose_of(tmp_path, recipe("refcoco_darknet53.yaml", backbone_weights=weights))
+    assert said in prose
+    assert ("Figures on these splits come out too high" in prose) == ("weights/" in str(weights))
 
 
-def test_a_training_that_went_on_points_to_what_the_model_before_had_seen():
-    assert "that model had seen counts too" in leakage(recipe("scenes_160.yaml"))
+def test_a_training_that_went_on_points_to_what_the_model_before_had_seen(tmp_path):
+    assert "What that model had seen counts too" in prose_of(tmp_path, recipe("scenes_160.yaml"))
 
 
-def test_googles_refcocog_is_said_to_share_pictures():
-    assert "share pictures" in leakage(recipe("refcocog_google_darknet53.yaml"))
+def test_googles_refcocog_is_said_to_share_images(tmp_path):
+    said = "The splits of RefCOCOg by Google share images"
+    assert said in prose_of(tmp_path, recipe("refcocog_google_darknet53.yaml"))
+    assert said not in prose_of(tmp_path, recipe("refcocog_umd_darknet53.yaml"))
 
 
-def test_the_licence_is_apache_for_drawn_scenes_unknown_for_other_data_and_otherwise_as_given():
-    assert licence_of(recipe(), None)[0] == "apache-2.0"
-    assert licence_of(recipe("refcoco_darknet53.yaml"), None)[0] == "unknown"
-    assert licence_of(recipe(backbone_weights="somebody/backbone"), None)[0] == "unknown"
-    assert licence_of(recipe("refcoco_darknet53.yaml"), "cc-by-nc-4.0")[0] == "cc-by-nc-4.0"
+def test_the_licence_is_apache_for_drawn_scenes_unknown_for_other_data_and_otherwise_as_given(tmp_path):
+    for ours, given, license, said in (
+        (recipe(), None, "apache-2.0", "So are these weights: their data were drawn by it"),
+        (recipe("refcoco_darknet53.yaml"), None, "unknown", "The licence of these weights is not stated"),
+        (recipe(backbone_weights="somebody/backbone"), None, "unknown", "The licence of these weights is not stated"),
+        (recipe("refcoco_darknet53.yaml"), "cc-by-nc-4.0", "cc-by-nc-4.0", "These weights are under cc-by-nc-4.0"),
+    ):
+        assert license_of(ours, given) == license
+        assert f"The code of m3dec is under Apache-2.0. {said}" in prose_of(tmp_path, ours, license=given)
 
 
 def test_scores_of_expressions_that_may_mean_nothing_stand_beside_the_others_and_no_score_is_a_dash(tmp_path):

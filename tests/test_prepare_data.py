@@ -278,7 +278,7 @@ def test_a_mixture_of_own_prepared_sets_is_trained_on_by_weight_and_measured_by_
     assert line["sets"]["mean of sets"]["miou"] == pytest.approx(mean)
     assert "mean of sets" in capsys.readouterr().out
     card = (two_sets / "run" / "last" / "README.md").read_text()
-    assert "the first 2 pictures of each set of the split val of prepared_a and prepared_b" in card.replace("\\", "")
+    assert "the first 2 images of each set of the split val of prepared_a and prepared_b" in card.replace("\\", "")
 
 
 @pytest.mark.parametrize("mask", [{"size": [160, 160], "counts": "04"}, {"size": [2, 2], "counts": "04"}])

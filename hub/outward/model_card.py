@@ -12,17 +12,16 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 TEMPLATE = Path(__file__).with_name("model_card.md")
 PACKAGES = ("torch", "transformers", "accelerate", "m3dec")
 
-# Of each score the name in the table, and in the metadata's model-index.
 SCORE_NAMES = {
-    "oiou": ("oIoU", "oIoU"),
-    "miou": ("mIoU", "mIoU"),
-    **{f"pr@0.{tenth}": (f"Pr@0.{tenth}", f"precision@0.{tenth}") for tenth in range(5, 10)},
-    "giou": ("gIoU", "gIoU"),  # these four where expressions may mean nothing
-    "ciou": ("cIoU", "cIoU"),
-    "n_acc": ("N-acc", "N-acc"),
-    "t_acc": ("T-acc", "T-acc"),
+    "oiou": "oIoU",
+    "miou": "mIoU",
+    **{f"pr@0.{tenth}": f"Pr@0.{tenth}" for tenth in range(5, 10)},
+    "giou": "gIoU",  # these four where expressions may mean nothing
+    "ciou": "cIoU",
+    "n_acc": "N-acc",
+    "t_acc": "T-acc",
 }
-# Backbones that saw neither COCO's pictures nor drawn scenes.
+# Backbones that saw neither COCO's images nor drawn scenes.
 TRAINED_ON_IMAGENET = {
     "darknet53.c2ns_in1k": "ImageNet-1k",
     "timm/darknet53.c2ns_in1k": "ImageNet-1k",
@@ -64,29 +63,44 @@ def write_model_card(
         threshold: of the probability, by which `figures` were measured.
         license: of the weights, as the Hub spells it. None: "apache-2.0" for drawn scenes, "unknown" for other data.
     """
-    identifier, licence = licence_of(recipe, license)
-    split, recipe_text = recipe["eval_split"], yaml.safe_dump(recipe, sort_keys=False, allow_unicode=True).rstrip()
+    split, first, weights = recipe["eval_split"], recipe["eval_images"], recipe["backbone_weights"]
+    if first is not None and first >= counts.get(split, {}).get("pictures", math.inf):
+        first = None  # all images were measured
+    kinds = {kind: scores["miou"] for kind, scores in figures.items() if kind != "all" and scores["count"]}
+    recipe_text = yaml.safe_dump(recipe, sort_keys=False, allow_unicode=True).rstrip()
+    precision = mixed_precision or recipe["mixed_precision"] or "no"
+    versions = {name: importlib.metadata.version(name) for name in PACKAGES}
     card = ModelCard.from_template(
-        metadata_of(figures["all"], data, split, threshold, identifier),
+        metadata_of(figures["all"], data, split, threshold, license_of(recipe, license)),
         template_path=str(TEMPLATE),
-        data=as_text(data),
+        as_text=as_text,
+        percent=lambda score: "–" if math.isnan(score) else f"{100 * score:.2f}",
+        nan=math.nan,
+        data=data,
         step=step,
-        duration="" if minutes is None else f" ({minutes:.0f} minutes)",
-        drawn=bool(recipe["scenes"]),
-        counts=[[as_text(split), *row.values()] for split, row in counts.items()],
-        train_split=as_text(recipe["train_split"]),
-        mixed=bool(recipe["mix"]),
-        scored=measured_on(data, recipe, counts),
-        score_names=["", *(score_names(name)[0] for name in scores_of(figures)), "expressions"],
-        scores=score_rows(figures),
+        minutes=minutes,
+        counts=counts,
+        figures=figures,
+        score_names={name: SCORE_NAMES.get(name, as_text(name)) for name in figures["all"] if name != "count"},
+        first=first,
         threshold=threshold,
-        leakage=leakage(recipe),
-        may_mean_nothing="n_acc" in figures["all"],
-        weakest=weakest_kind(figures),
+        weakest=min(kinds, key=kinds.get) if len(kinds) > 1 else None,
+        weights=weights,
+        weights_file=Path(weights or "").name.lower(),
+        weights_data=TRAINED_ON_IMAGENET.get(weights),
+        recipe=recipe,
+        recipe_text=recipe_text,
         fence="`" * max([3, *(len(run) + 1 for run in re.findall("`+", recipe_text))]),
-        recipe=recipe_text,
-        environment=environment(device, num_processes, mixed_precision or recipe["mixed_precision"], recipe["seed"]),
-        licence=licence,
+        environment={
+            "python": platform.python_version(),
+            **versions,
+            "device": device,
+            "processes": num_processes,
+            "mixed precision": precision,
+            "seed": recipe["seed"],
+        },
+        license=license,
+        license_id=license_of(recipe, license),
     )
     temporary = folder / "README.md.tmp"
     temporary.write_text(str(card).rstrip() + "\n", encoding="utf-8")
@@ -103,12 +117,12 @@ def metadata_of(scores: dict[str, float], data: str, split: str, threshold: floa
             dataset_type=name,
             dataset_name=one_line(data),
             dataset_split=one_line(split),
-            metric_type=score_names(score)[1],
-            metric_name=f"{score_names(score)[0]}, percent, original size, threshold {threshold}",
-            metric_value=round(100 * scores[score], 2),
+            metric_type=one_line(SCORE_NAMES.get(score, score)).replace("Pr@", "precision@"),
+            metric_name=f"{one_line(SCORE_NAMES.get(score, score))}, percent, original size, threshold {threshold}",
+            metric_value=round(100 * value, 2),
         )
-        for score in scores_of({"all": scores})
-        if math.isfinite(scores[score])
+        for score, value in scores.items()
+        if score != "count" and math.isfinite(value)
     ]
     return ModelCardData(
         license=license,
@@ -120,105 +134,16 @@ def metadata_of(scores: dict[str, float], data: str, split: str, threshold: floa
     )
 
 
-def score_names(score: str) -> tuple[str, str]:
-    """The names of a score in the table and in the model-index."""
-    return SCORE_NAMES.get(score, (as_text(score), one_line(score)))
-
-
-def scores_of(figures: dict[str, dict[str, float]]) -> list[str]:
-    return [name for name in figures["all"] if name != "count"]
-
-
-def score_rows(figures: dict[str, dict[str, float]]) -> list[list[str]]:
-    """The table's rows: the kind, its scores in percent, how many expressions; "–" where there is no score."""
-    rows = []
-    for kind, scores in figures.items():
-        values = [scores.get(name, math.nan) for name in scores_of(figures)]
-        cells = ["–" if math.isnan(value) else f"{100 * value:.2f}" for value in values]
-        rows.append([as_text(kind), *cells, str(scores["count"])])
-    return rows
-
-
-def weakest_kind(figures: dict[str, dict[str, float]]) -> str | None:
-    """The kind of expression with the lowest mIoU, where there are several."""
-    kinds = {kind: scores["miou"] for kind, scores in figures.items() if kind != "all" and scores["count"]}
-    weakest = min(kinds, key=kinds.get, default=None)
-    return f"{as_text(weakest)} (mIoU {100 * kinds[weakest]:.2f})" if len(kinds) > 1 else None
-
-
-def measured_on(data: str, recipe: dict, counts: dict[str, dict[str, int]]) -> str:
-    """Which pictures the figures are about."""
-    split, eval_images = recipe["eval_split"], recipe["eval_images"]
-    some = eval_images is not None and eval_images < counts.get(split, {}).get("pictures", math.inf)
-    part = f"the first {eval_images} pictures {'of each set ' if recipe['eval_mix'] else ''}of " if some else ""
-    return f"{part}the split {as_text(split)} of {as_text(data)}"
-
-
-def leakage(recipe: dict) -> str:
-    """What is known of the pictures that the model saw before or beside its training split."""
-    weights, before = recipe["backbone_weights"], recipe["model_name_or_path"]
-    file = Path(weights or "").name.lower()
-    coco = (
-        "YOLOv3's weights were trained on COCO's pictures, among them those of the val and test splits of RefCOCO, "
-        "RefCOCO+ and RefCOCOg. Figures on these splits come out too high and are no fair comparison with the paper, "
-        "which left these pictures out."
-    )
-    if before:
-        text = f"The training went on from {as_text(before)}. What that model had seen counts too; see its own card."
-    elif weights is None:
-        text = "The backbone started from random numbers, so it saw no pictures but those of the training."
-    elif weights in TRAINED_ON_IMAGENET:
-        text = (
-            f"The backbone started from {as_text(weights)}, trained on {TRAINED_ON_IMAGENET[weights]} alone and not on "
-            "COCO's pictures, so not on those of the val and test splits of RefCOCO, RefCOCO+ and RefCOCOg."
-        )
-    elif file.startswith("yolo"):
-        text = f"**The backbone started from {as_text(file)}.** {coco}"
-    elif file == "darknet53.conv.74":
-        text = f"The backbone started from {file}; the public file was trained on ImageNet alone. If it was cut out of "
-        text += f"YOLOv3's instead: {coco}"
-    else:
-        text = (
-            f"The backbone started from {as_text(weights)}. What that was trained on is not known here. If it saw "
-            "pictures of the split measured above, the figures come out too high."
-        )
-    if (recipe["dataset"], recipe["split_by"]) == ("refcocog", "google"):
-        text += (
-            " The splits of RefCOCOg by Google share pictures: the model was trained on some that it is measured on."
-        )
-    return text
-
-
-def licence_of(recipe: dict, license: str | None) -> tuple[str, str]:
-    """The weights' licence as the Hub spells it, and a sentence about it."""
-    starts = [recipe[name] for name in ("backbone_weights", "word_vectors", "text_encoder", "model_name_or_path")]
+def license_of(recipe: dict, license: str | None) -> str:
+    """The weights' licence as the Hub spells it."""
     if license is not None:
-        return one_line(license), f"These weights are under {as_text(license)}, as whoever trained them states."
-    if recipe["scenes"] and all(start in FREE_PARTS for start in starts):
-        return (
-            "apache-2.0",
-            "So are these weights: their data were drawn by it, and they started from free parts alone.",
-        )
-    return "unknown", (
-        "The licence of these weights is not stated: it depends on that of the data and of the weights which they "
-        "started from. Whoever publishes them has to state it, at the head of this file too."
-    )
-
-
-def environment(device: str, num_processes: int, mixed_precision: str | None, seed: int) -> list[tuple[str, str]]:
-    """What it ran on, as rows of a table."""
-    versions = [(name, importlib.metadata.version(name)) for name in PACKAGES]
-    ran = [
-        ("device", device),
-        ("processes", num_processes),
-        ("mixed precision", mixed_precision or "no"),
-        ("seed", seed),
-    ]
-    return [(name, as_text(value)) for name, value in (("python", platform.python_version()), *versions, *ran)]
+        return one_line(license)
+    parts = [recipe[name] for name in ("backbone_weights", "word_vectors", "text_encoder", "model_name_or_path")]
+    return "apache-2.0" if recipe["scenes"] and all(part in FREE_PARTS for part in parts) else "unknown"
 
 
 def one_line(value) -> str:
-    """A text without line ends and letters that cannot be seen."""
+    """A text without line ends and invisible characters."""
     return " ".join("".join(letter if letter.isprintable() else " " for letter in str(value)).split())
 
 
