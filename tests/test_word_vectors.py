@@ -3,13 +3,13 @@ import logging
 import subprocess
 import sys
 import tracemalloc
-import unicodedata
 from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from tokenizers import Regex, normalizers, pre_tokenizers
 from transformers import AutoTokenizer
 
 from m3dec.processing.word_vectors import (
@@ -61,23 +61,25 @@ def test_a_sentence_is_split_into_lower_case_words(sentence, words):
     assert split_words(sentence) == words.split()
 
 
-assigned = st.characters(exclude_categories=["Cs", "Cn"])  # the tokenizer may know a newer Unicode than Python does
-texts = st.text(assigned, max_size=60) | st.text(alphabet="aS'’n’t-re .,!3é", max_size=30)
+texts = st.text(max_size=60) | st.text(alphabet="aS'’n’t-re .,!3é", max_size=30)
+fixed_examples = settings(max_examples=300, deadline=None, derandomize=True)  # the same ones in every run
+LETTERS = pre_tokenizers.Split(Regex(r"[^\p{L}\p{M}\p{N}]+"), behavior="removed")  # by the tokenizer's own Unicode
 
 
 @given(texts)
-@settings(max_examples=300, deadline=None)
+@example("\U00010781")  # Python 3.11 has another NFKC form for it than tokenizers 0.23
+@fixed_examples
 def test_any_text_becomes_words_of_letters_and_digits(text):
     words = split_words(text)
     for word in words:
         if word not in ("'s", "'re", "'ve", "'ll", "'d", "'m", "n't"):
-            assert all(unicodedata.category(letter)[0] in "LMN" for letter in word)
-        assert word == unicodedata.normalize("NFKC", word)
+            assert [letters for letters, _ in LETTERS.pre_tokenize_str(word)] == [word]
+        assert word == normalizers.NFKC().normalize_str(word)
     assert split_words(" ".join(words)) == words
 
 
-@given(st.lists(texts | st.text(), min_size=1, max_size=4))
-@settings(max_examples=100, deadline=None)
+@given(st.lists(texts, min_size=1, max_size=4))
+@settings(fixed_examples, max_examples=100)
 def test_the_tokenizer_takes_any_text_and_knows_exactly_its_words(sentences):
     tokenizer = word_tokenizer(["the", "s", "a", "'s", "n't"])
     encoded = tokenizer(sentences, padding=True)
@@ -119,7 +121,7 @@ def test_frequent_words_come_first_and_all_unknown_words_share_one_row(caplog):
 
 
 @given(st.permutations(["man", "red", "the", "'s", "qux", "foo"]))
-@settings(deadline=None)
+@settings(deadline=None, derandomize=True)
 def test_the_vocabulary_does_not_depend_on_the_order_words_arrive_in(words):
     def build(order):
         vectors = {word: np.arange(5, dtype=np.float32) + len(word) for word in order if word not in ("qux", "foo")}
