@@ -35,6 +35,7 @@ from transformers import pipeline
 
 import m3dec  # noqa: F401 - registers the pipeline
 from m3dec.examples import PHOTOGRAPHS
+from m3dec.examples.user_errors import exits_with_message
 from m3dec.hub import PHOTOS_CHECKPOINT, SCENES_CHECKPOINT
 from m3dec.processing.drawing import MASK_COLORS, attention_sheet, cut_out, heat_map, overlay_masks
 from m3dec.processing.images import rgb_array
@@ -73,6 +74,7 @@ footer { display: none !important; }
 """
 
 
+@exits_with_message
 def main(arguments: list[str] | None = None):
     parser = ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument(

@@ -32,6 +32,7 @@ from m3dec.examples.evaluation.tables import (
     table,
     verdict,
 )
+from m3dec.examples.user_errors import exits_with_message
 from m3dec.processing.referring_data.data_arguments import DataArguments
 
 
@@ -75,6 +76,7 @@ class EvaluationArguments:
             raise SystemExit(f"--confidence is between 0 and 1, such as 0.95, but it is {self.confidence}.")
 
 
+@exits_with_message
 def main(command_line: list[str] | None = None):
     parser = HfArgumentParser((DataArguments, EvaluationArguments))
     data, arguments = parser.parse_args_into_dataclasses(command_line)

@@ -36,6 +36,7 @@ from tqdm import tqdm
 from transformers import HfArgumentParser
 
 from m3dec.examples.batch_segmenter import RESULT_SCHEMA, ReferringSegmenter
+from m3dec.examples.user_errors import exits_with_message
 from m3dec.processing.referring_data import ReferringDataError
 
 MANIFEST = "_infer.json"  # what reads a folder of Parquet files leaves out names that begin so
@@ -72,6 +73,7 @@ class InferenceArguments:
     )
 
 
+@exits_with_message
 def main(command_line: list[str] | None = None):
     (arguments,) = HfArgumentParser(InferenceArguments).parse_args_into_dataclasses(command_line)
     try:

@@ -25,6 +25,7 @@ import datasets
 from PIL import Image
 from transformers import HfArgumentParser
 
+from m3dec.examples.user_errors import exits_with_message
 from m3dec.processing.drawing import contact_sheet, outline, overlay
 from m3dec.processing.referring_data import ReferringDataError
 from m3dec.processing.referring_data.data_arguments import DataArguments
@@ -63,6 +64,7 @@ class PrepareArguments:
     dry_run: bool = field(default=False, metadata={"help": "Print fifty generated sentences, and write nothing."})
 
 
+@exits_with_message
 def main(command_line: list[str] | None = None):
     parser = HfArgumentParser((DataArguments, PrepareArguments))
     data, arguments = parser.parse_args_into_dataclasses(command_line)

@@ -7,22 +7,23 @@
     m3dec push dataset outputs/prepared owner/references
     m3dec info outputs/your_data/best
 
-What needs much to be imported is imported where it is called, so that --help is quick.
+What takes long to import is imported where it is called, so that --help is quick.
 """
 
 import importlib.metadata
 import platform
-from argparse import ArgumentParser, Namespace
+from argparse import ArgumentParser
 
 import torch
-from safetensors import SafetensorError
 
 import m3dec  # noqa: F401 - registers the model
+from m3dec.examples.user_errors import exits_with_message, loading
 from m3dec.hub import PHOTOS_CHECKPOINT
 
 PACKAGES = ("m3dec", "torch", "torchvision", "transformers", "timm", "huggingface_hub", "numpy", "pillow")
 
 
+@exits_with_message
 def export_model(arguments: list[str] | None = None):
     from m3dec.hub.outward.export import export
 
@@ -38,32 +39,27 @@ def export_model(arguments: list[str] | None = None):
     if options.onnx and options.revision:
         parser.error("--onnx takes a folder, or the main branch of a name on the Hub")
     if options.onnx:
-        export_graphs(options)
+        export_graphs(options.model, options.destination)
         return
-    try:
-        folder = export(options.model, options.destination, revision=options.revision)
-    except (ValueError, OSError) as error:
-        raise SystemExit(str(error)) from error
+    folder = export(options.model, options.destination, revision=options.revision)
     print(
         f'{folder} is whole. Anywhere: pipeline("referring-image-segmentation", model="{folder}", '
         "trust_remote_code=True)"
     )
 
 
-def export_graphs(options: Namespace) -> None:
+def export_graphs(model: str, destination: str) -> None:
     from m3dec.hub.runtimes.export_onnx import export_onnx, print_report
 
-    try:
-        report = export_onnx(options.model, None, options.destination)
-    except (ImportError, ValueError, OSError, SafetensorError) as error:
-        raise SystemExit(str(error)) from error
+    report = export_onnx(model, None, destination)
     print_report(report)
     if not report["agrees"]:
-        raise SystemExit(f"The graphs in {options.destination} do not agree with the model; see report.json there.")
+        raise SystemExit(f"The graphs in {destination} do not agree with the model; see report.json there.")
 
 
+@exits_with_message
 def push(arguments: list[str] | None = None):
-    from m3dec.hub.outward.push import PushError, push_dataset, push_metric, push_model
+    from m3dec.hub.outward.push import push_dataset, push_metric, push_model
 
     parser = ArgumentParser(
         description="Publish on the Hub. Log in first: hf auth login, or HF_TOKEN.", allow_abbrev=False
@@ -80,15 +76,13 @@ def push(arguments: list[str] | None = None):
         one.add_argument("--message", default="Push by m3dec", help="of the commit")
     options = vars(parser.parse_args(arguments))
     send = {"model": push_model, "metric": push_metric, "dataset": push_dataset}[options.pop("kind")]
-    try:
-        commit = send(**options)
-    except (ValueError, OSError, PushError) as error:
-        raise SystemExit(str(error)) from error
+    commit = send(**options)
     print(f"{options['repo_id']} is at commit {commit}. Pin it: revision={commit!r}")
 
 
+@exits_with_message
 def info(arguments: list[str] | None = None):
-    from transformers import AutoConfig, AutoModelForImageSegmentation, AutoProcessor
+    from transformers import AutoModelForImageSegmentation, AutoProcessor
 
     parser = ArgumentParser(description="Say what a model is, and which versions run it.", allow_abbrev=False)
     parser.add_argument(
@@ -97,24 +91,22 @@ def info(arguments: list[str] | None = None):
         default=str(PHOTOS_CHECKPOINT),
         help="a folder or a name on the Hub; default: the checkpoint for photographs that ships with m3dec",
     )
-    options = parser.parse_args(arguments)
-    try:
-        config = AutoConfig.from_pretrained(options.model)
-        processor = AutoProcessor.from_pretrained(options.model)
-        model = AutoModelForImageSegmentation.from_pretrained(options.model)
-    except (ValueError, OSError, SafetensorError) as error:
-        raise SystemExit(f"{options.model} cannot be loaded: {error}") from error
+    name = parser.parse_args(arguments).model
+    with loading(name):
+        processor = AutoProcessor.from_pretrained(name)
+        model = AutoModelForImageSegmentation.from_pretrained(name)
+    config = model.config
     text = (
         "BERT"
         if config.text_config
         else f"{config.recurrent_type.upper()} over {config.word_vector_size} numbers a word"
     )
     rows = {
-        "model": options.model,
-        "parameters": f"{sum(parameter.numel() for parameter in model.parameters()) / 1e6:.2f} M, {model.dtype}",
+        "model": name,
+        "parameters": f"{model.num_parameters() / 1e6:.2f} M, {model.dtype}",
         "backbone": config.backbone_config.to_dict().get("backbone") or config.backbone_config.model_type,
-        "words": f"{len(processor.tokenizer):,}, at most {config.max_words} a sentence; {text}",
-        "pictures": f"{config.image_size} x {config.image_size} pixels"
+        "words": f"{len(processor.tokenizer):,}, at most {config.max_words} an expression; {text}",
+        "images": f"{config.image_size} x {config.image_size} pixels"
         + (", letterboxed" if processor.image_processor.do_letterbox else ", stretched"),
         "decoder": f"{config.num_decoder_layers} layers, M3Att {config.mutual_attention}, IMI {config.interaction}, "
         f"masks by {config.mask_decoder}",

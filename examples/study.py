@@ -29,6 +29,7 @@ from transformers import HfArgumentParser
 from m3dec.examples.training.parts import read_data
 from m3dec.examples.training.recipe import RECIPES, TrainingRecipe, parse_recipe, read_recipe
 from m3dec.examples.training.report import read_metrics
+from m3dec.examples.user_errors import exits_with_message
 
 
 @dataclass
@@ -129,6 +130,7 @@ TABLES = {
 }
 
 
+@exits_with_message
 def main(arguments: list[str] | None = None):
     parser = HfArgumentParser(StudyArguments, allow_abbrev=False)
     study, flags = parser.parse_args_into_dataclasses(arguments, return_remaining_strings=True)

@@ -54,6 +54,7 @@ from m3dec.examples.training.parts import (
 )
 from m3dec.examples.training.recipe import TrainingRecipe, parse_recipe, write_recipe
 from m3dec.examples.training.report import draw_curves, draw_samples
+from m3dec.examples.user_errors import exits_with_message
 from m3dec.hub.outward.model_card import write_model_card
 from m3dec.hub.outward.push import PushError, open_repository, push_model
 from m3dec.processing.referring_data.readers.tables import image_ids
@@ -100,6 +101,7 @@ class Training:
         return self.model if self.average is None else self.average.module
 
 
+@exits_with_message
 def main(arguments: list[str] | None = None):
     try:
         recipe = parse_recipe(arguments)

@@ -1,4 +1,4 @@
-"""The command m3dec: what it prints, writes and returns, and that a bad picture stops none of the others."""
+"""The command m3dec: what it prints, writes and returns, and that a bad image stops none of the others."""
 
 import importlib.metadata
 import json
@@ -15,9 +15,9 @@ from test_bad_input import BAD_PICTURES, photo
 from transformers import pipeline
 
 from m3dec.examples import PHOTOGRAPHS
-from m3dec.examples.command_line import COMMANDS, main
 from m3dec.hub import PHOTOS_CHECKPOINT, SCENES_CHECKPOINT
 from m3dec.processing.referring_data.scenes import draw_scene
+from m3dec_command_line.__main__ import COMMANDS, main
 
 
 def run(*arguments) -> int:
@@ -32,7 +32,7 @@ def run(*arguments) -> int:
 
 
 @pytest.fixture
-def pictures(tmp_path):
+def images(tmp_path):
     for seed in (3, 11):
         draw_scene(seed=seed).image.save(tmp_path / f"scene{seed}.png")
     return tmp_path / "scene3.png", tmp_path / "scene11.png"
@@ -52,21 +52,21 @@ def test_the_command_is_installed_and_every_program_has_its_help(capsys):
     ("arguments", "words"),
     [
         (("frobnicate",), "no command 'frobnicate'"),
-        (("predict", "the cat"), "name at least one picture"),
-        (("predict", "a.jpg"), "name at least one picture"),
-        (("predict", "a.jpg", "b.jpg", "the cat", "--output", "c.png"), "--output is for one picture"),
-        (("predict", "a.jpg", "the cat", "--output", "overlay"), "--output is a picture's file"),
+        (("predict", "the cat"), "name at least one image"),
+        (("predict", "a.jpg"), "name at least one image"),
+        (("predict", "a.jpg", "b.jpg", "the cat", "--output", "c.png"), "--output is for one image"),
+        (("predict", "a.jpg", "the cat", "--output", "overlay"), "--output is an image's file"),
         (
             ("predict", "a/b.jpg", "c/b.jpg", "the cat", "--output_dir", "d"),
-            "two pictures would be written to d/b_overlay",
+            "two images would be written to d/b_overlay",
         ),
-        (("predict", "a.png", "../folder/a.jpg", "the cat"), "two pictures would be written to a_overlay.png"),
-        (("predict", "他站在" * 40), "name at least one picture"),
+        (("predict", "a.png", "../folder/a.jpg", "the cat"), "two images would be written to a_overlay.png"),
+        (("predict", "他站在" * 40), "name at least one image"),
         (("predict", "a.jpg", "the cat", "--threshold", "2"), "a probability between 0 and 1"),
         (("predict", "http://[a/b.jpg", "the cat"), "an address cannot be read"),
-        (("predict", "a.png", "a_mask_2.png", "the cat", "the dog"), "over the picture a_mask_2.png"),
-        (("predict", "a.png", "b_overlay.png", "b.png", "the cat"), "over the picture b_overlay.png"),
-        (("predict", "a.png", "the cat", "--json", "--output", "./a.png"), "over the picture a.png"),
+        (("predict", "a.png", "a_mask_2.png", "the cat", "the dog"), "over the image a_mask_2.png"),
+        (("predict", "a.png", "b_overlay.png", "b.png", "the cat"), "over the image b_overlay.png"),
+        (("predict", "a.png", "the cat", "--json", "--output", "./a.png"), "over the image a.png"),
     ],
 )
 def test_a_call_that_makes_no_sense_has_status_2_and_a_reason(arguments, words, capsys, tmp_path, monkeypatch):
@@ -76,22 +76,22 @@ def test_a_call_that_makes_no_sense_has_status_2_and_a_reason(arguments, words, 
     assert words in capsys.readouterr().err
 
 
-def test_json_lines_hold_the_pipelines_masks_for_all_pictures_and_expressions(pictures, capsys):
+def test_json_lines_hold_the_pipelines_masks_for_all_images_and_expressions(images, capsys):
     texts = ["the leftmost thing", "the ring"]
-    assert run("predict", *pictures, *texts, "--model", SCENES_CHECKPOINT, "--json") == 0
+    assert run("predict", *images, *texts, "--model", SCENES_CHECKPOINT, "--json") == 0
     lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     pipe = pipeline("referring-image-segmentation", model=SCENES_CHECKPOINT)
-    expected = [(path, answer) for path in pictures for answer in pipe(str(path), text=texts)]
+    expected = [(path, answer) for path in images for answer in pipe(str(path), text=texts)]
     for line, (path, answer) in zip(lines, expected, strict=True):
         assert (line["image"], line["expression"]) == (str(path), answer["label"])
         assert np.array_equal(coco_mask.decode(line["mask"]), np.asarray(answer["mask"]) // 255)
         assert line["area"] == (np.asarray(answer["mask"]) > 0).sum()
         assert line["score"] == pytest.approx(answer["score"])
-    assert {path.name for path in pictures[0].parent.iterdir()} == {"scene3.png", "scene11.png"}  # nothing written
+    assert {path.name for path in images[0].parent.iterdir()} == {"scene3.png", "scene11.png"}  # nothing written
 
 
-def test_overlay_and_masks_go_where_they_are_asked_to(pictures, tmp_path, capsys):
-    asked = ("predict", pictures[0], "the leftmost thing", "--model", SCENES_CHECKPOINT)
+def test_overlay_and_masks_go_where_they_are_asked_to(images, tmp_path, capsys):
+    asked = ("predict", images[0], "the leftmost thing", "--model", SCENES_CHECKPOINT)
     assert run(*asked, "--output_dir", tmp_path / "out") == 0
     assert {path.name for path in (tmp_path / "out").iterdir()} == {"scene3_mask_1.png", "scene3_overlay.png"}
     with Image.open(tmp_path / "out" / "scene3_mask_1.png") as mask:
@@ -118,14 +118,14 @@ def test_without_a_model_the_answers_are_those_of_the_checkpoint_for_photographs
 FILES = ["truncated", "zero bytes", "not an image", "missing", "decompression bomb"]
 
 
-def test_bad_pictures_are_named_and_the_good_ones_answered(pictures, tmp_path, capsys):
+def test_bad_images_are_named_and_the_good_ones_answered(images, tmp_path, capsys):
     bad = []
     for name in FILES:
         (tmp_path / name).mkdir()
         bad.append(BAD_PICTURES[name][0](tmp_path / name))
-    assert run("predict", pictures[0], *bad, pictures[1], "the ring", "--json") == 1
+    assert run("predict", images[0], *bad, images[1], "the ring", "--json") == 1
     out, err = capsys.readouterr()
-    assert [json.loads(line)["image"] for line in out.splitlines()] == [str(path) for path in pictures]
+    assert [json.loads(line)["image"] for line in out.splitlines()] == [str(path) for path in images]
     complaints = [line for line in err.splitlines() if line.startswith(str(tmp_path))]
     assert len(complaints) == len(bad)
     for path, line in zip(bad, complaints, strict=True):
@@ -134,26 +134,26 @@ def test_bad_pictures_are_named_and_the_good_ones_answered(pictures, tmp_path, c
 
 
 @pytest.mark.slow
-def test_a_name_and_a_sentence_that_are_no_utf_8_are_answered_like_any(pictures, tmp_path):
-    shutil.copy(pictures[0], tmp_path / "caf\udce9.png")
-    command = [sys.executable, "-m", "m3dec.examples.command_line", "predict", tmp_path / "caf\udce9.png", pictures[1]]
+def test_a_name_and_a_sentence_that_are_no_utf_8_are_answered_like_any(images, tmp_path):
+    shutil.copy(images[0], tmp_path / "caf\udce9.png")
+    command = [sys.executable, "-m", "m3dec_command_line", "predict", tmp_path / "caf\udce9.png", images[1]]
     environment = {**os.environ, "PYTHONIOENCODING": "utf-8:strict", "HF_HUB_OFFLINE": "1"}
     done = subprocess.run([*command, "the ring\udce9", "--json"], env=environment, capture_output=True, timeout=300)
     assert done.returncode == 0, done.stderr
     assert len(done.stdout.splitlines()) == 2
 
 
-def test_an_expression_without_words_and_a_model_that_is_none_are_told(pictures, tmp_path, capsys):
-    assert run("predict", pictures[0], "?!", "--json") == 1
+def test_an_expression_without_words_and_a_model_that_is_none_are_told(images, tmp_path, capsys):
+    assert run("predict", images[0], "?!", "--json") == 1
     assert "word" in capsys.readouterr().err
-    assert run("predict", pictures[0], "the ring", "--model", tmp_path / "nowhere") == 1
+    assert run("predict", images[0], "the ring", "--model", tmp_path / "nowhere") == 1
     assert "nowhere cannot be loaded" in capsys.readouterr().err
 
 
-def test_weights_that_a_clone_without_lfs_left_out_are_told(pictures, tmp_path, capsys):
+def test_weights_that_a_clone_without_lfs_left_out_are_told(images, tmp_path, capsys):
     model = shutil.copytree(SCENES_CHECKPOINT, tmp_path / "model")
     (model / "model.safetensors").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n")
-    assert run("predict", pictures[0], "the ring", "--model", model) == 1
+    assert run("predict", images[0], "the ring", "--model", model) == 1
     assert run("info", model) == 1
     assert capsys.readouterr().err.count(f"{model} cannot be loaded: ") == 2
 
@@ -172,6 +172,13 @@ def test_export_writes_a_folder_that_loads_and_refuses_one_that_is_there(tmp_pat
     assert len(pipe(photo(), text="the ring")) == 1
     assert run("export", SCENES_CHECKPOINT, tmp_path / "flat") == 1
     assert "needs a new folder" in capsys.readouterr().err
+
+
+def test_the_list_of_commands_imports_nothing_heavy():
+    code = "import sys, m3dec_command_line.__main__ as line; line.main(['--help'])"
+    code += "; sys.exit('torch' in sys.modules or 'm3dec' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0 and "predict" in done.stdout
 
 
 def test_importing_the_package_brings_no_library_of_data_or_training():

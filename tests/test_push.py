@@ -25,7 +25,7 @@ OWNER, READER = TOKENS["owner"], TOKENS["reader"]
 def command(hub, home: Path, *arguments, token=OWNER) -> subprocess.CompletedProcess:
     """`m3dec …` in a process of its own, in the folder `home`."""
     home.mkdir(parents=True, exist_ok=True)
-    line = [sys.executable, "-m", "m3dec.examples.command_line", *map(str, arguments)]
+    line = [sys.executable, "-m", "m3dec_command_line", *map(str, arguments)]
     done = subprocess.run(line, env=hub.environment(home, token), cwd=home, capture_output=True, text=True, timeout=600)
     assert "Traceback" not in done.stderr, done.stderr[-3000:]
     return done

@@ -254,7 +254,7 @@ def test_a_package_brings_the_normalization_of_its_weights(monkeypatch):
 
 def test_word_vectors_that_hold_none_of_the_words_are_refused(recipe, tmp_path):
     (tmp_path / "vectors.txt").write_text("/c/en/ring 1 2 3 4 5 6 7 8\n")
-    with pytest.raises(ValueError, match="None of the"):
+    with pytest.raises(SystemExit, match="None of the"):
         train.main([str(recipe), "--word_vectors", str(tmp_path / "vectors.txt"), "--output_dir", str(tmp_path / "a")])
 
 

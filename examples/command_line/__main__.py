@@ -1,4 +1,4 @@
-"""The command `m3dec`: the programs of this folder under one name.
+"""The command `m3dec`: the programs of examples/ under one name.
 
 m3dec predict photo.jpg "the red mug"
 m3dec train examples/recipes/your_data.yaml --help
@@ -8,12 +8,12 @@ import sys
 from importlib import import_module
 
 COMMANDS = {  # name: (module, its function of a list of arguments, what it does)
-    "predict": ("m3dec.examples.predict", "main", "find what expressions refer to in pictures"),
+    "predict": ("m3dec.examples.predict", "main", "find what expressions refer to in images"),
     "demo": ("m3dec.examples.demo", "main", "the same on a page in the browser"),
     "prepare": ("m3dec.examples.prepare_data", "main", "check referring data, and write them as Parquet shards"),
     "train": ("m3dec.examples.train", "main", "train a model by a recipe"),
     "evaluate": ("m3dec.examples.evaluate_referring", "main", "measure a model, or compare two"),
-    "infer": ("m3dec.examples.infer", "main", "answer whole sets of pictures"),
+    "infer": ("m3dec.examples.infer", "main", "answer whole sets of images"),
     "export": ("m3dec.examples.publish", "export_model", "write a model as a flat folder with its code, or as ONNX"),
     "push": ("m3dec.examples.publish", "push", "publish a model, the metric or prepared data on the Hub"),
     "info": ("m3dec.examples.publish", "info", "say what a model is, and which versions run it"),
