@@ -20,7 +20,6 @@ from pycocotools.coco import COCO
 
 from m3dec.processing.referring_data import ReferringDataError, load_referring_dataset
 from m3dec.processing.referring_data.generated import photographs, phrasing
-from m3dec.processing.referring_data.generated import words as words_module
 from m3dec.processing.referring_data.generated.colors import COLORS, color_shares, sure_color
 from m3dec.processing.referring_data.generated.mosaics import make_mosaic
 from m3dec.processing.referring_data.generated.photographs import InstanceFile, Photograph, Thing, entries_of_lists
@@ -421,9 +420,8 @@ def test_a_users_words_are_said_of_her_category(tmp_path):
 
 
 def test_the_pages_words_are_read(tmp_path):
-    page = (Path(words_module.__file__).parents[1] / "your_data.md").read_text(encoding="utf-8")
-    section = page.split("## Masks and no sentences\n")[1].split("\n## ")[0]
-    (text,) = re.findall(r"^```yaml\n(.*?)^```", section, re.MULTILINE | re.DOTALL)
+    page = (Path(__file__).parent.parent / "docs" / "data.md").read_text(encoding="utf-8")
+    (text,) = re.findall(r"^```yaml\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
     (tmp_path / "words.yaml").write_text(text, encoding="utf-8")
     words = read_words(tmp_path / "words.yaml")
     assert words["crate"].plural_of("box") == "boxes"

@@ -134,7 +134,7 @@ def test_data_that_were_never_prepared_are_named(tmp_path):
 
 @pytest.fixture
 def own_data(tmp_path) -> Path:
-    """A folder as a user has it, with `my/` as in the README and `examples/`."""
+    """A folder as a user has it, with `my/` as in docs/data.md and `examples/`."""
     write_scenes(tmp_path / "drawn", split_sizes={"train": 5, "val": 2})
     folder = tmp_path / "drawn" / "scenes"
     shutil.copytree(folder / "images", tmp_path / "my" / "images")
@@ -150,9 +150,9 @@ def own_data(tmp_path) -> Path:
     return tmp_path
 
 
-def test_the_readmes_four_commands_lead_from_a_coco_file_to_a_trained_and_measured_model(own_data):
-    section = (REPOSITORY / "README.md").read_text(encoding="utf-8").split("## Your data")[1].split("\n## ")[0]
-    commands = re.search(r"```sh\n(.*?)```", section, re.DOTALL)[1].strip().splitlines()
+def test_the_pages_four_commands_lead_from_a_coco_file_to_a_trained_and_measured_model(own_data):
+    page = (REPOSITORY / "docs" / "data.md").read_text(encoding="utf-8")
+    commands = re.search(r"```sh\n(.*?)```", page, re.DOTALL)[1].strip().splitlines()
     assert len(commands) == 4
     for command in commands:
         program, *flags = shlex.split(command.removeprefix("python examples/"))
@@ -360,7 +360,9 @@ TABLE_4 = {  # "Ours": CNN, Swin
 
 def test_every_number_of_table_4_has_its_recipes_and_a_command_that_parses():
     lines = [
-        line for line in (RECIPES / "README.md").read_text(encoding="utf-8").splitlines() if "evaluate_ref" in line
+        line
+        for line in (REPOSITORY / "docs" / "paper.md").read_text(encoding="utf-8").splitlines()
+        if line.startswith("| Ref") and "evaluate_ref" in line
     ]
     assert len(lines) == 10
     figures = {}

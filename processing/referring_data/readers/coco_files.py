@@ -1,6 +1,6 @@
 """A user's own data: a COCO instances file, and a list of {image, object, expression, split} in JSON, JSONL or CSV.
 
-your_data.md documents the files.
+docs/data.md documents the files.
 """
 
 import csv
