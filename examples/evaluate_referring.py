@@ -30,7 +30,7 @@ from m3dec.examples.evaluation.tables import (
     intervals,
     listening,
     table,
-    verdict,
+    which_is_better,
 )
 from m3dec.examples.user_errors import exits_with_message
 from m3dec.processing.referring_data.data_arguments import DataArguments
@@ -209,7 +209,7 @@ def report_two(first: Answers, second: Answers, arguments: EvaluationArguments, 
     print(table({"A": figures["A"]["all"], "B": figures["B"]["all"]}))
     for name, row in figures["differences"].items():
         ends = f"{100 * row['low']:+.2f} to {100 * row['high']:+.2f} in {confidence:.0%} of resampled sets"
-        print(f"{name}: A - B = {100 * row['difference']:+.2f}, {ends}: {verdict(row)}")
+        print(f"{name}: A - B = {100 * row['difference']:+.2f}, {ends}: {which_is_better(row)}")
     counts = [figures[f"solved_by_{who}"] for who in ("A_only", "B_only", "both", "neither")]
     print("IoU above 0.5 by A only: {}, by B only: {}, by both: {}, by neither: {}".format(*counts))
     if truths is not None:

@@ -438,12 +438,12 @@ def test_the_cases_of_a_page_are_one_of_each_picture_and_the_same_whatever_the_o
     rows, truths = answered.results, Truths(scenes, answered.results)
     for choose in (best, worst):
         cases = choose(rows)
-        assert len({case.picture for case in cases}) == len(cases) == 6
+        assert len({case.image_key for case in cases}) == len(cases) == 6
         assert cases == choose(rows[::-1])
     assert best(rows)[0].iou == max(row.iou for row in rows)
     assert worst(rows)[0].iou == min(row.iou for row in rows)
     for group in several_targets(rows, truths):
-        assert len({row.picture for row in group}) == 1 and all(row.solved for row in group)
+        assert len({row.image_key for row in group}) == 1 and all(row.solved for row in group)
         assert len({truths.run_lengths(row)["counts"] for row in group}) == len(group) > 1
 
 

@@ -37,8 +37,8 @@ class ExpressionResult:
     predicted_mask: str | None = None  # `counts` of COCO's run lengths, where they were asked for
 
     @property
-    def picture(self) -> tuple[int, str]:
-        """Which picture it is about: numbers alone may repeat in a mixture of data sets."""
+    def image_key(self) -> tuple[int, str]:
+        """Which image it is about. The file's name is part of it, because a mixture of data sets repeats numbers."""
         return self.image_id, self.file_name
 
     @property
@@ -165,7 +165,7 @@ def check_comparable(first: Answers, second: Answers) -> None:
         )
 
 
-def picture_numbers(results: list[ExpressionResult]) -> list[int]:
-    """For each result the number of its picture, for a bootstrap over pictures."""
-    numbers = {picture: number for number, picture in enumerate(sorted({result.picture for result in results}))}
-    return [numbers[result.picture] for result in results]
+def image_numbers(results: list[ExpressionResult]) -> list[int]:
+    """For each result the number of its image, for a bootstrap over images."""
+    numbers = {key: number for number, key in enumerate(sorted({result.image_key for result in results}))}
+    return [numbers[result.image_key] for result in results]

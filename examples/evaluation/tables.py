@@ -1,11 +1,12 @@
 """Results as figures: over all, by kind of expression, by its length, by the target's size, and of two models."""
 
+import itertools
 import math
 from collections.abc import Callable, Iterable
 
 from m3dec.processing.referring_iou import ReferringIoU, bootstrap_intervals, paired_bootstrap_intervals
 
-from .results import Answers, ExpressionResult, check_comparable, picture_numbers
+from .results import Answers, ExpressionResult, check_comparable, image_numbers
 
 # Numbers of words, from and to: the field's bands for RefCOCO (1-2, 3, 4-5, 6-20) and for RefCOCOg (1-5, 6-7, 8-10,
 # 11-20) cut into one set, so that each of theirs is one of these or several together.
@@ -96,7 +97,7 @@ def listening(results: list[ExpressionResult]) -> tuple[float, float]:
 
 def intervals(results: list[ExpressionResult], confidence: float) -> dict[str, tuple[float, float]]:
     """`bootstrap_intervals` over the pictures of `results`."""
-    return bootstrap_intervals(pairs(results), picture_numbers(results), confidence)
+    return bootstrap_intervals(pairs(results), image_numbers(results), confidence)
 
 
 def comparison(first: Answers, second: Answers, confidence: float = 0.95) -> dict:
@@ -115,7 +116,7 @@ def comparison(first: Answers, second: Answers, confidence: float = 0.95) -> dic
     check_comparable(first, second)
     ones, others = (sorted(run.results, key=lambda result: result.ids) for run in (first, second))
     figures = {"A": by_kind(ones), "B": by_kind(others)}
-    paired = paired_bootstrap_intervals(pairs(ones), pairs(others), picture_numbers(ones), confidence)
+    paired = paired_bootstrap_intervals(pairs(ones), pairs(others), image_numbers(ones), confidence)
     differences = {
         name: {
             "difference": figures["A"]["all"][name] - figures["B"]["all"][name],
@@ -137,7 +138,7 @@ def comparison(first: Answers, second: Answers, confidence: float = 0.95) -> dic
 
 def table(figures: Figures, title: str = "") -> str:
     """`by_kind`'s figures, or those by a band, as lines of text, IoUs and precisions in percent."""
-    names = score_names(figures)
+    names = score_names(figures.values())
     width = max(12, len(title), *map(len, figures)) + 1
     lines = [f"{title:{width}}" + "".join(f"{name:>8}" for name in names) + f"{'count':>8}"]
     for kind, values in figures.items():
@@ -146,12 +147,12 @@ def table(figures: Figures, title: str = "") -> str:
     return "\n".join(lines)
 
 
-def score_names(figures: Figures) -> list[str]:
-    """The names of the scores that any row of `figures` has, in order: only some rows may have an empty target."""
-    return [name for name in dict.fromkeys(name for values in figures.values() for name in values) if name != "count"]
+def score_names(rows: Iterable[dict[str, float]]) -> list[str]:
+    """The scores that any of the rows has, in order. Only rows with an empty target have some of them."""
+    return [name for name in dict.fromkeys(itertools.chain(*rows)) if name != "count"]
 
 
-def verdict(difference: dict) -> str:
+def which_is_better(difference: dict) -> str:
     """One of `comparison`'s differences in words: A is better, B is better, undecided."""
     if difference["undecided"]:
         return "undecided"
