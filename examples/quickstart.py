@@ -17,7 +17,7 @@ from m3dec.examples import PHOTOGRAPHS
 from m3dec.hub import PHOTOS_CHECKPOINT
 from m3dec.processing.drawing import contact_sheet, overlay
 
-QUESTIONS = {  # an image, and expressions of things in it
+EXPRESSIONS = {  # an image, and expressions of things in it
     "astronaut.jpg": ["the woman", "her hair", "the face of the woman", "the person"],
     "cat.jpg": ["the cat", "the cute kitty please", "brown animal", "the second cat from the left"],  # there is one
     "coffee.jpg": ["the cup", "cup in the middle", "the spoon", "the bicycle"],  # there is no bicycle
@@ -33,7 +33,7 @@ def main():
 
     print(f"{'image':18}{'expression':28}share of the image  score")
     rows = []
-    for name, expressions in QUESTIONS.items():
+    for name, expressions in EXPRESSIONS.items():
         image = Image.open(PHOTOGRAPHS / name)
         row = [image]
         for answer in pipe(image, text=expressions):  # the image is encoded once for all of them

@@ -97,14 +97,10 @@ def build_vocabulary(
     known = set(words)
     unknown = {word: counts[word] for word in by_frequency if word in counts and word not in known}
     unknown_fraction = sum(unknown.values()) / total
+    most_often = f", most often: {', '.join(list(unknown)[:10])}" if unknown else ""
     logger.info(
-        "%d words: %d with a given vector, %d with a random one. %.2f%% of %d word occurrences share [UNK]%s",
-        len(words),
-        len(known & given),
-        len(known - given),
-        100 * unknown_fraction,
-        total,
-        f", most often: {', '.join(list(unknown)[:10])}" if unknown else "",
+        f"{len(words)} words: {len(known & given)} with a given vector, {len(known - given)} with a random one. "
+        f"{unknown_fraction:.2%} of {total} word occurrences share [UNK]{most_often}"
     )
     return Vocabulary(word_tokenizer(words, max_words), matrix, unknown_fraction)
 

@@ -134,7 +134,7 @@ def test_bad_images_are_named_and_the_good_ones_answered(images, tmp_path, capsy
 
 
 @pytest.mark.slow
-def test_a_name_and_a_sentence_that_are_no_utf_8_are_answered_like_any(images, tmp_path):
+def test_a_name_and_an_expression_that_are_no_utf_8_are_answered_like_any(images, tmp_path):
     shutil.copy(images[0], tmp_path / "caf\udce9.png")
     command = [sys.executable, "-m", "m3dec_command_line", "predict", tmp_path / "caf\udce9.png", images[1]]
     environment = {**os.environ, "PYTHONIOENCODING": "utf-8:strict", "HF_HUB_OFFLINE": "1"}

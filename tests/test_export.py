@@ -36,8 +36,8 @@ def flat(tmp_path_factory) -> Path:
 
 def loaded(model, folder: Path, *flags, environment: dict | None = None) -> tuple[dict, dict]:
     """What remote_code.py gives in a process of its own: arrays, and the module of each class."""
-    draw_scene(seed=3).image.save(folder / "picture.png")
-    command = [sys.executable, "-W", "ignore", REMOTE_CODE, model, folder / "out.npz", folder / "picture.png", *flags]
+    draw_scene(seed=3).image.save(folder / "image.png")
+    command = [sys.executable, "-W", "ignore", REMOTE_CODE, model, folder / "out.npz", folder / "image.png", *flags]
     clean = {"HF_HOME": str(folder / "home"), "HF_MODULES_CACHE": str(folder / "modules"), "OMP_NUM_THREADS": "1"}
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", **clean, **(environment or {})}
     done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=folder)
@@ -88,7 +88,7 @@ def test_every_file_of_a_flat_folder_is_needed(flat):
     assert names == {"timm", "transformers"}
 
 
-def test_only_pictures_that_the_card_shows_leave_with_it_and_no_name_of_foreign_code(tmp_path):
+def test_only_images_that_the_card_shows_leave_with_it_and_no_name_of_foreign_code(tmp_path):
     source = shutil.copytree(SHIPPED_CHECKPOINT, tmp_path / "source")
     for name in ("shown.png", "private.png"):
         photo().save(source / name)

@@ -1,4 +1,4 @@
-"""What an inference endpoint answers: the pipeline's masks as PNG or run lengths, and a sentence where it cannot."""
+"""What an inference endpoint answers: the pipeline's masks as PNG or run lengths, and a message where it cannot."""
 
 import base64
 import json
@@ -41,7 +41,7 @@ def png_header(width: int, height: int) -> str:
     return base64.b64encode(b"\x89PNG\r\n\x1a\n" + b"".join(whole)).decode()
 
 
-PICTURE = in_base64(SCENE.image)
+IMAGE = in_base64(SCENE.image)
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +56,7 @@ def expected() -> list[dict]:
 
 
 def test_a_reply_holds_the_pipelines_masks_as_png(endpoint, expected):
-    reply = json.loads(json.dumps(endpoint({"inputs": {"image": PICTURE, "text": TEXTS}})))
+    reply = json.loads(json.dumps(endpoint({"inputs": {"image": IMAGE, "text": TEXTS}})))
     assert [sorted(answer) for answer in reply] == [["label", "mask", "score"]] * 3
     for answer, theirs in zip(reply, expected, strict=True):
         mask = Image.open(BytesIO(base64.b64decode(answer["mask"])))
@@ -66,7 +66,7 @@ def test_a_reply_holds_the_pipelines_masks_as_png(endpoint, expected):
 
 
 def test_a_reply_holds_run_lengths_where_they_are_asked_for(endpoint, expected):
-    reply = endpoint({"inputs": {"image": PICTURE, "text": TEXTS}, "parameters": {"mask_format": "rle"}})
+    reply = endpoint({"inputs": {"image": IMAGE, "text": TEXTS}, "parameters": {"mask_format": "rle"}})
     for answer, theirs in zip(json.loads(json.dumps(reply)), expected, strict=True):
         assert np.array_equal(coco_mask.decode(answer["mask"]) * 255, np.asarray(theirs["mask"]))
 
@@ -103,36 +103,36 @@ def test_run_lengths_of_long_runs_are_those_of_pycocotools():
 REFUSED = {
     "no object": ([], "inputs is no object"),
     "nothing": ({}, "inputs is no object"),
-    "a bare image": ({"inputs": PICTURE}, "inputs is no object"),
-    "no text": ({"inputs": {"image": PICTURE}}, r"keys \['image'\]"),
-    "a number for a text": ({"inputs": {"image": PICTURE, "text": 3}}, "text must be an expression"),
-    "numbers for texts": ({"inputs": {"image": PICTURE, "text": ["cup", 3]}}, "text must be an expression"),
-    "no expression": ({"inputs": {"image": PICTURE, "text": []}}, "1 to 64 expressions"),
-    "many expressions": ({"inputs": {"image": PICTURE, "text": ["cup"] * 65}}, "here are 65"),
-    "a long expression": ({"inputs": {"image": PICTURE, "text": "cup " * 300}}, "the longest of 1200"),
-    "no word": ({"inputs": {"image": PICTURE, "text": " … "}}, "at least one word"),
+    "a bare image": ({"inputs": IMAGE}, "inputs is no object"),
+    "no text": ({"inputs": {"image": IMAGE}}, r"keys \['image'\]"),
+    "a number for a text": ({"inputs": {"image": IMAGE, "text": 3}}, "text must be an expression"),
+    "numbers for texts": ({"inputs": {"image": IMAGE, "text": ["cup", 3]}}, "text must be an expression"),
+    "no expression": ({"inputs": {"image": IMAGE, "text": []}}, "1 to 64 expressions"),
+    "many expressions": ({"inputs": {"image": IMAGE, "text": ["cup"] * 65}}, "here are 65"),
+    "a long expression": ({"inputs": {"image": IMAGE, "text": "cup " * 300}}, "the longest of 1200"),
+    "no word": ({"inputs": {"image": IMAGE, "text": " … "}}, "at least one word"),
     "an array": ({"inputs": {"image": [[1, 2]], "text": "cup"}}, "of type list"),
     "a URL": ({"inputs": {"image": "http://127.0.0.1:9/a.png", "text": "cup"}}, "No path and no URL"),
     "a path": ({"inputs": {"image": str(SHIPPED_CHECKPOINT / "answers.png"), "text": "cup"}}, "No path and no URL"),
     "not ASCII": ({"inputs": {"image": "ä" * 8, "text": "cup"}}, "No path and no URL"),
     "no image": ({"inputs": {"image": base64.b64encode(b"GIF89a").decode(), "text": "cup"}}, "47 49 46 38 39 61"),
     "PostScript": ({"inputs": {"image": base64.b64encode(b"%!PS-Adobe-3.0 EPSF").decode(), "text": "cup"}}, "JPEG"),
-    "half an image": ({"inputs": {"image": PICTURE[: len(PICTURE) // 8 * 4], "text": "cup"}}, "read whole"),
+    "half an image": ({"inputs": {"image": IMAGE[: len(IMAGE) // 8 * 4], "text": "cup"}}, "read whole"),
     "many bytes": ({"inputs": {"image": "A" * (24 * 2**20), "text": "cup"}}, "at most 16,777,216 bytes"),
     "many pixels": ({"inputs": {"image": png_header(40000, 40000), "text": "cup"}}, "40,000,000 pixels"),
     "some more pixels": ({"inputs": {"image": png_header(9000, 9000), "text": "cup"}}, "40,000,000 pixels"),
     "many masks": ({"inputs": {"image": png_header(5000, 5000), "text": ["cup"] * 9}}, "200,000,000"),
-    "a threshold of 1": ({"inputs": {"image": PICTURE, "text": "cup"}, "parameters": {"threshold": 1}}, "threshold"),
-    "NaN": ({"inputs": {"image": PICTURE, "text": "cup"}, "parameters": {"threshold": float("nan")}}, "threshold"),
-    "a word": ({"inputs": {"image": PICTURE, "text": "cup"}, "parameters": {"threshold": "high"}}, "threshold"),
-    "a format": ({"inputs": {"image": PICTURE, "text": "cup"}, "parameters": {"mask_format": "gif"}}, "'png' or"),
-    "a misspelt one": ({"inputs": {"image": PICTURE, "text": "cup"}, "parameters": {"treshold": 0.4}}, "treshold"),
-    "a list": ({"inputs": {"image": PICTURE, "text": "cup"}, "parameters": [0.4]}, "parameters is an object"),
+    "a threshold of 1": ({"inputs": {"image": IMAGE, "text": "cup"}, "parameters": {"threshold": 1}}, "threshold"),
+    "NaN": ({"inputs": {"image": IMAGE, "text": "cup"}, "parameters": {"threshold": float("nan")}}, "threshold"),
+    "a word": ({"inputs": {"image": IMAGE, "text": "cup"}, "parameters": {"threshold": "high"}}, "threshold"),
+    "a format": ({"inputs": {"image": IMAGE, "text": "cup"}, "parameters": {"mask_format": "gif"}}, "'png' or"),
+    "a misspelt one": ({"inputs": {"image": IMAGE, "text": "cup"}, "parameters": {"treshold": 0.4}}, "treshold"),
+    "a list": ({"inputs": {"image": IMAGE, "text": "cup"}, "parameters": [0.4]}, "parameters is an object"),
 }
 
 
 @pytest.mark.parametrize("name", REFUSED)
-def test_what_is_refused_is_told_in_a_sentence(name, endpoint, monkeypatch):
+def test_what_is_refused_is_told_in_a_message(name, endpoint, monkeypatch):
     def refuse(*args, **kwargs):
         raise AssertionError("the network was asked")
 
@@ -164,7 +164,7 @@ print(json.dumps(EndpointHandler(sys.argv[1])(json.load(sys.stdin))))
 
 def test_the_handler_of_an_exported_folder_answers_where_the_package_is_not_installed(tmp_path, expected):
     flat = export(SHIPPED_CHECKPOINT, tmp_path / "flat")
-    request = {"inputs": {"image": PICTURE, "text": TEXTS}, "parameters": {"mask_format": "rle"}}
+    request = {"inputs": {"image": IMAGE, "text": TEXTS}, "parameters": {"mask_format": "rle"}}
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_MODULES_CACHE": str(tmp_path / "modules")}
     command = [sys.executable, "-W", "ignore", "-c", ELSEWHERE, str(flat)]
     done = subprocess.run(

@@ -94,12 +94,12 @@ def test_from_training_to_the_hub_and_back(hub, tmp_path):
 @pytest.mark.slow
 def test_what_may_not_be_read_or_written_is_refused_by_a_sentence_that_says_what_to_do(hub, tmp_path):
     pushed(hub, tmp_path / "a", "model", SHIPPED_CHECKPOINT, "owner/scenes", "--private", "--tag", "v1")
-    draw_scene(seed=3).image.save(tmp_path / "picture.png")
-    question = (tmp_path / "picture.png", "the ring", "--json", "--model", "owner/scenes")
-    done = command(hub, tmp_path / "b", "predict", *question, token=READER)
+    draw_scene(seed=3).image.save(tmp_path / "image.png")
+    asked = (tmp_path / "image.png", "the ring", "--json", "--model", "owner/scenes")
+    done = command(hub, tmp_path / "b", "predict", *asked, token=READER)
     assert done.returncode == 1 and "owner/scenes cannot be loaded" in done.stderr and "private" in done.stderr
     hub.repository("owner/scenes").private, hub.repository("owner/scenes").gated = False, "manual"
-    done = command(hub, tmp_path / "b", "predict", *question, token=READER)
+    done = command(hub, tmp_path / "b", "predict", *asked, token=READER)
     assert done.returncode == 1 and "gated" in done.stderr and "access" in done.stderr
     hub.repository("owner/scenes").gated = False
 

@@ -38,7 +38,7 @@ def glove_file(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("sentence", "words"),
+    ("expression", "words"),
     [
         ("The man, in red!", "the man in red"),
         ("red-shirt", "red shirt"),
@@ -57,8 +57,8 @@ def glove_file(tmp_path):
         ("a\ud800b", "a b"),
     ],
 )
-def test_a_sentence_is_split_into_lower_case_words(sentence, words):
-    assert split_words(sentence) == words.split()
+def test_an_expression_is_split_into_lower_case_words(expression, words):
+    assert split_words(expression) == words.split()
 
 
 texts = st.text(max_size=60) | st.text(alphabet="aS'’n’t-re .,!3é", max_size=30)
@@ -80,12 +80,12 @@ def test_any_text_becomes_words_of_letters_and_digits(text):
 
 @given(st.lists(texts, min_size=1, max_size=4))
 @settings(fixed_examples, max_examples=100)
-def test_the_tokenizer_takes_any_text_and_knows_exactly_its_words(sentences):
+def test_the_tokenizer_takes_any_text_and_knows_exactly_its_words(expressions):
     tokenizer = word_tokenizer(["the", "s", "a", "'s", "n't"])
-    encoded = tokenizer(sentences, padding=True)
+    encoded = tokenizer(expressions, padding=True)
     assert set(encoded) == {"input_ids", "attention_mask"}
-    for sentence, ids, mask in zip(sentences, encoded["input_ids"], encoded["attention_mask"], strict=True):
-        words = split_words(sentence)
+    for expression, ids, mask in zip(expressions, encoded["input_ids"], encoded["attention_mask"], strict=True):
+        words = split_words(expression)
         expected = [{"the": 2, "s": 3, "a": 4, "'s": 5, "n't": 6}.get(word, 1) for word in words]
         assert ids == expected + [0] * (len(ids) - len(words))
         assert mask == [1] * len(words) + [0] * (len(ids) - len(words))
@@ -95,10 +95,10 @@ def test_a_saved_tokenizer_comes_back_the_same(tmp_path):
     tokenizer = word_tokenizer(["man", "'s", "red"], max_words=4)
     tokenizer.save_pretrained(tmp_path)
     again = AutoTokenizer.from_pretrained(tmp_path)
-    sentences = ["the man’s red-shirt, please", "[PAD] RED"]
+    expressions = ["the man’s red-shirt, please", "[PAD] RED"]
     expected = {"input_ids": [[1, 2, 3, 4], [1, 4, 0, 0]], "attention_mask": [[1, 1, 1, 1], [1, 1, 0, 0]]}
     for each in (tokenizer, again):
-        assert dict(each(sentences, padding=True, truncation=True)) == expected
+        assert dict(each(expressions, padding=True, truncation=True)) == expected
         assert (each.model_max_length, each.pad_token_id, each.unk_token_id) == (4, 0, 1)
         assert len(each) == 5
 

@@ -41,7 +41,7 @@ WEIGHTS = re.compile(r"model(-\d+-of-\d+)?\.safetensors|model\.safetensors\.inde
 SHARD = re.compile(r"(.+)-\d+-of-\d+\.parquet")
 PREPARED = ["data/*.parquet", "prepared.json", "summary.json", "samples.png", "vocabulary.txt"]  # by m3dec prepare
 
-# A lost connection is an error of the HTTP client that huggingface_hub has; a broken upload, a RuntimeError.
+# A lost connection raises an error of huggingface_hub's HTTP client, a broken upload a RuntimeError.
 REFUSALS = (HfHubHTTPError.__bases__[0], OSError, RuntimeError)
 
 
