@@ -16,7 +16,7 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 
 from m3dec.processing.referring_data import REFERRING_FEATURES, decode_mask, load_referring_dataset
-from m3dec.processing.referring_data.scenes import COLOURS, KINDS, draw_scene, write_scenes
+from m3dec.processing.referring_data.scenes import COLORS, KINDS, draw_scene, write_scenes
 
 SPLIT_SIZES = {"train": 150, "val": 40, "test": 30, "compositional": 80}
 SIDE = 160
@@ -245,7 +245,7 @@ def test_every_target_of_the_compositional_split_has_a_pair_no_other_split_shows
     assert {shape for shape, _ in asked} == {shape for shape, _ in seen}  # each word was seen, only not together
 
 
-# ---- Masks, pictures, files -----------------------------------------------------------------------------------------
+# ---- Masks, images, files -----------------------------------------------------------------------------------------
 
 
 def test_masks_are_what_pycocotools_makes_of_the_file_and_share_no_pixel(files, splits):
@@ -270,7 +270,7 @@ def test_masks_are_what_pycocotools_makes_of_the_file_and_share_no_pixel(files, 
 
 
 def test_a_mask_lies_on_the_shape_it_describes(files):
-    """Plain solid shapes that are alone in their colour can be cut out of the picture by colour."""
+    """Plain solid shapes that are alone in their colour can be cut out of the image by colour."""
     overlaps = []
     for image_id, entries in files.of_image.items():
         pixels = np.asarray(Image.open(files.folder / "images" / files.images[image_id]["file_name"])).astype(int)
@@ -284,7 +284,7 @@ def test_a_mask_lies_on_the_shape_it_describes(files):
                 parts if isinstance(parts, dict) else coco_mask.merge(coco_mask.frPyObjects(parts, SIDE, SIDE))
             ).astype(bool)
             median = np.median(pixels[mask], axis=0)
-            assert min(COLOURS, key=lambda name: math.dist(COLOURS[name], median)) == look["colour"]
+            assert min(COLORS, key=lambda name: math.dist(COLORS[name], median)) == look["colour"]
             body = np.abs(pixels - median).max(axis=2) < 30
             inner = mask.copy()  # without the darker edge
             for axis in (0, 1):
@@ -333,7 +333,7 @@ def test_two_processes_write_the_same_bytes(tmp_path):
     assert first == second
 
 
-def test_a_picture_depends_on_seed_split_and_place_only(tmp_path):
+def test_an_image_depends_on_seed_split_and_place_only(tmp_path):
     few = digests(write_scenes(tmp_path / "few", {"val": 3}, seed=5))
     many = digests(write_scenes(tmp_path / "many", {"train": 2, "val": 5}, seed=5))
     other = digests(write_scenes(tmp_path / "other", {"train": 3, "val": 3}, seed=6))
@@ -368,6 +368,6 @@ def test_impossible_split_sizes_are_refused(tmp_path, sizes):
         write_scenes(tmp_path, sizes)
 
 
-def test_a_picture_too_small_to_see_anything_is_refused():
+def test_an_image_too_small_to_see_anything_is_refused():
     with pytest.raises(ValueError, match="at least 96"):
         draw_scene(seed=0, image_size=64)
