@@ -4,13 +4,7 @@ Importing this package registers the model, its processor and its pipeline with 
 model is named answers with the checkpoint for photographs that ships with the package.
 """
 
-from transformers import (
-    AutoConfig,
-    AutoImageProcessor,
-    AutoModel,
-    AutoModelForImageSegmentation,
-    AutoProcessor,
-)
+from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoModelForImageSegmentation, AutoProcessor
 from transformers.pipelines import PIPELINE_REGISTRY
 
 from m3dec.configuration.configuration_m3dec import M3DecConfig

@@ -16,9 +16,7 @@ class IterativeInteraction(nn.Module):
         self.language_transform = nn.Linear(hidden_size, hidden_size)  # bare, as W_a and W_l' beside it (ours)
         self.query_projection = nn.Linear(hidden_size, hidden_size, bias=False)  # W_a
         self.language_projection = nn.Linear(hidden_size, hidden_size, bias=False)  # W_l'
-        self.interaction_weight = nn.Parameter(
-            torch.full((1,), INITIAL_WEIGHT)
-        )  # w_ci; a vector of one, for FSDP2 takes no scalars
+        self.interaction_weight = nn.Parameter(torch.full((1,), INITIAL_WEIGHT))  # w_ci; FSDP2 takes no scalars
         self.norm = WordBatchNorm(hidden_size)
 
     def forward(self, query: Tensor, language: Tensor, word_mask: Tensor) -> tuple[Tensor, Tensor]:
@@ -35,9 +33,7 @@ class StaticInteraction(nn.Module):
 
     def __init__(self, hidden_size: int):
         super().__init__()
-        self.interaction_weight = nn.Parameter(
-            torch.full((1,), INITIAL_WEIGHT)
-        )  # w_ci; a vector of one, for FSDP2 takes no scalars
+        self.interaction_weight = nn.Parameter(torch.full((1,), INITIAL_WEIGHT))  # w_ci; FSDP2 takes no scalars
         self.norm = WordBatchNorm(hidden_size)
 
     def forward(self, query: Tensor, language: Tensor, word_mask: Tensor) -> tuple[Tensor, Tensor]:

@@ -51,17 +51,16 @@ class RecurrentLanguageEncoder(nn.Module):
         position = torch.arange(input_ids.shape[1], device=input_ids.device)[None]
         reverse = torch.where(position < lengths, lengths - 1 - position, position)[..., None]  # (N, T, 1)
 
-        ahead = recur(self.forward_recurrent, vectors)  # (N, T, C/2)
-        back = recur(self.backward_recurrent, vectors.gather(1, reverse.expand_as(vectors)))
+        ahead = hidden_states_of(self.forward_recurrent, vectors)  # (N, T, C/2)
+        back = hidden_states_of(self.backward_recurrent, vectors.gather(1, reverse.expand_as(vectors)))
         last = (lengths - 1)[..., None].expand(-1, 1, ahead.shape[-1])  # of each expression, its last real word
         sentence = torch.cat([ahead.gather(1, last), back.gather(1, last)], dim=-1)  # (N, 1, C)  F_t'
         words = torch.cat([ahead, back.gather(1, reverse.expand_as(back))], dim=-1)  # (N, T, C)  F_t
         return words, sentence
 
 
-def recur(network: nn.LSTM | nn.GRU, vectors: Tensor) -> Tensor:
-    """The hidden states of `network` on `vectors`: on a CPU in their own precision, whatever autocast says, for torch
-    has no bfloat16 LSTM under autocast for CPUs without AVX-512 (it raises)."""
+def hidden_states_of(network: nn.LSTM | nn.GRU, vectors: Tensor) -> Tensor:
+    """The hidden states of `network` on `vectors`, on a CPU without autocast: there torch's bfloat16 LSTM may fail."""
     if vectors.device.type == "cpu" and torch.is_autocast_enabled("cpu"):
         with torch.autocast("cpu", enabled=False):
             return network(vectors)[0]

@@ -5,7 +5,6 @@ import math
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from .multi_head_attention import MultiHeadAttention
 
@@ -90,15 +89,6 @@ class MaskDecoder(nn.Module):
             layer.bias = nn.Parameter(resize_maps(layer.bias.detach(), side))
             layer.out_features = num_pixels
 
-    def fuse(self) -> None:
-        """Fold batch norms and doublings into the convolutions for good: the same logits in eval, up to rounding."""
-        layers = [*map(fuse_conv_bn_eval, self.convolutions, self.norms), self.last_convolution]
-        plain = self.upsample_from + 1
-        *convolutions, self.last_convolution = [*layers[:plain], *map(doubling, layers[plain:])]
-        self.convolutions = nn.ModuleList(convolutions)
-        self.norms = nn.ModuleList(nn.Identity() for _ in self.norms)
-        self.upsample_from = 3  # none is left to `forward`
-
 
 def resize_maps(maps: Tensor, side: int) -> Tensor:
     """Maps (…, P) of a square grid on another one, (…, side * side), bilinearly. Their own size returns them."""
@@ -128,11 +118,3 @@ def convolve_doubled(maps: Tensor, convolution: nn.Conv2d) -> Tensor:
 def doubling_kernel(convolution: nn.Conv2d) -> Tensor:
     """(o, c, 4, 4): the sums of the weights that meet copies of one pixel."""
     return 4 * F.avg_pool2d(convolution.weight.flip(2, 3), 2, stride=1, padding=1)
-
-
-def doubling(convolution: nn.Conv2d) -> nn.ConvTranspose2d:
-    """What `convolve_doubled` does with `convolution`, as a layer whose kernel is made once."""
-    layer = nn.ConvTranspose2d(convolution.in_channels, convolution.out_channels, 4, 2, 1)
-    layer.weight = nn.Parameter(doubling_kernel(convolution).transpose(0, 1).contiguous())
-    layer.bias = convolution.bias
-    return layer.train(convolution.training)

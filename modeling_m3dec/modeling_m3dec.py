@@ -1,4 +1,4 @@
-"""M3Dec, the spine: § III, Fig. 2, Eq. 5. A picture and a sentence go in, the mask of the thing meant comes out.
+"""M3Dec, the spine: § III, Fig. 2, Eq. 5. An image and an expression go in, the mask of the object meant comes out.
 
 Where the paper's pieces are:
     vision_encoder.py           § III, Fig. 2        F_vis, and the layers that make F_enc of it
@@ -8,39 +8,39 @@ Where the paper's pieces are:
     iterative_interaction.py    § III-B, Fig. 4      Eq. 3
     language_reconstruction.py  § III-C, Fig. 5      Eq. 4
     mask_decoder.py             § III-D, Fig. 6
+    mask_loss.py                § III-D              L_mask of Eq. 5
     this file                   § III-D              Eq. 5
+Around them: input_checks.py refuses wrong inputs, pretrained_weights.py loads parts, fusing.py folds for inference.
 
 Shapes: B images, N expressions, T words (the paper's N_t), P pixels of the feature map (HW), C channels, S side of the
 input image.
 """
 
-import os
-import re
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import AutoModel, PreTrainedModel
+from transformers import PreTrainedModel
 from transformers import initialization as init
-from transformers.modeling_utils import load_state_dict
-from transformers.utils import ModelOutput, logging
+from transformers.utils import ModelOutput
 from transformers.utils.generic import can_return_tuple
 
 from m3dec.configuration.configuration_m3dec import M3DecConfig
 
 from .decoder_layer import DecoderLayer
+from .fusing import fuse_mask_decoder, fuse_vision_encoder
+from .input_checks import check_inputs, check_labels, check_pixel_values, real_words
 from .iterative_interaction import INITIAL_WEIGHT, IterativeInteraction, StaticInteraction
 from .language_encoder import BertLanguageEncoder, RecurrentLanguageEncoder
 from .language_reconstruction import LanguageReconstruction
 from .mask_decoder import MaskDecoder
+from .mask_loss import dice_loss, masks_at
+from .pretrained_weights import finish_loading, load_parts
 from .vision_encoder import TransformerEncoderLayer, VisionEncoder
-
-logger = logging.get_logger(__name__)
 
 INITIAL_MASK_BIAS = -2.0  # ours: masks are small, so the first answer is "mostly not it"
 INITIAL_WORD_SPREAD = 0.4  # ours: about the spread of GloVe's entries, for word vectors that nobody loads
-ALIGNMENT = 64  # bytes; of the memory that torch allocates on a CPU
 
 
 @dataclass
@@ -57,6 +57,7 @@ class M3DecModelOutput(ModelOutput):
         cross_attentions: cross-attention weights of each decoder layer, (N, heads, T, T), or (N, heads, T, P) where the
             mutual attention is VAL only; on request.
         mutual_attentions: A_mut of each decoder layer before any softmax, (N, T, P); on request.
+        pixels: F_enc of the image that each expression is about, (N, P, C); on request.
     """
 
     last_hidden_state: Tensor | None = None
@@ -67,6 +68,7 @@ class M3DecModelOutput(ModelOutput):
     attentions: tuple[Tensor, ...] | None = None
     cross_attentions: tuple[Tensor, ...] | None = None
     mutual_attentions: tuple[Tensor, ...] | None = None
+    pixels: Tensor | None = None
 
 
 @dataclass
@@ -119,28 +121,14 @@ class M3DecPreTrainedModel(PreTrainedModel):
 
     @classmethod
     def from_pretrained(cls, *args, **kwargs):
-        """Like `PreTrainedModel.from_pretrained`, with two things put right. It makes all that it loads trainable: what
-        the config freezes is frozen again. And it maps weights from the file at odd addresses, where matrix products
-        round differently: moved to aligned ones, a loaded model answers as the saved one did, to the bit."""
+        """Like `PreTrainedModel.from_pretrained`, and what the config freezes is frozen again."""
         loaded = super().from_pretrained(*args, **kwargs)
-        model = loaded[0] if isinstance(loaded, tuple) else loaded  # a tuple with output_loading_info=True
-        with_frozen_parts = VisionEncoder | RecurrentLanguageEncoder | BertLanguageEncoder | LanguageReconstruction
-        for module in model.modules():
-            if isinstance(module, with_frozen_parts):
-                module.freeze_parameters()
-        for tensor in (*model.parameters(), *model.buffers()):
-            if tensor.device.type == "cpu" and tensor.data_ptr() % ALIGNMENT:
-                tensor.data = tensor.data.clone()
+        finish_loading(loaded[0] if isinstance(loaded, tuple) else loaded)  # a tuple with output_loading_info=True
         return loaded
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module):
-        """As the base class, whose small normal weights let the residual streams speak first.
-
-        With Xavier's, attention drowned them in a small model on drawn scenes: pixels of one image differed by 2 of a
-        norm of 11. It was blind to the words after 600 steps; with these it was not after 200. The learning rate and
-        the Dice weight differed between those runs too, so how much of that is due to this was not isolated.
-        """
+        """As the base class: small normal weights. With Xavier's, a small model was blind to words after 600 steps."""
         super()._init_weights(module)
         if isinstance(module, nn.Conv2d):
             init.kaiming_normal_(module.weight, nonlinearity="relu")
@@ -158,49 +146,41 @@ class M3DecPreTrainedModel(PreTrainedModel):
 
 
 class M3DecModel(M3DecPreTrainedModel):
-    """M3Dec without its mask decoder: words that have seen the picture."""
+    """M3Dec without its mask decoder: words that have seen the image."""
 
     def __init__(self, config: M3DecConfig):
         super().__init__(config)
+        size, heads, dropout = config.hidden_size, config.num_attention_heads, config.dropout
         self.vision_encoder = VisionEncoder(
             config.backbone_config,
-            config.hidden_size,
+            size,
             config.feature_stride,
             config.freeze_backbone,
             config.backbone_leaky_relu_slope,
         )
         self.encoder_layers = nn.ModuleList(
-            TransformerEncoderLayer(
-                config.hidden_size, config.num_attention_heads, config.encoder_ffn_dim, config.dropout
-            )
+            TransformerEncoderLayer(size, heads, config.encoder_ffn_dim, dropout)
             for _ in range(config.num_encoder_layers)
         )
         if config.text_config is not None:
-            unreached = not config.reconstruction_loss_weight or config.reconstruction_target == "detached"
-            self.language_encoder = BertLanguageEncoder(config.text_config, config.hidden_size, unreached)
+            freeze_sentence = not config.reconstruction_loss_weight or config.reconstruction_target == "detached"
+            self.language_encoder = BertLanguageEncoder(config.text_config, size, freeze_sentence)
         else:
             self.language_encoder = RecurrentLanguageEncoder(
                 config.vocab_size,
                 config.word_vector_size,
-                config.hidden_size,
+                size,
                 config.unk_token_id,
                 config.recurrent_type,
                 config.freeze_word_vectors,
             )
         self.decoder_layers = nn.ModuleList(
-            DecoderLayer(
-                config.hidden_size,
-                config.num_pixels,
-                config.num_attention_heads,
-                config.decoder_ffn_dim,
-                config.dropout,
-                config.mutual_attention,
-            )
+            DecoderLayer(size, config.num_pixels, heads, config.decoder_ffn_dim, dropout, config.mutual_attention)
             for _ in range(config.num_decoder_layers)
         )
         interaction = {"iterative": IterativeInteraction, "static": StaticInteraction, "none": None}[config.interaction]
         gaps = config.num_decoder_layers - 1 if interaction else 0
-        self.interactions = nn.ModuleList(interaction(config.hidden_size) for _ in range(gaps))
+        self.interactions = nn.ModuleList(interaction(size) for _ in range(gaps))
         self.post_init()
 
     def get_input_embeddings(self) -> nn.Module:
@@ -220,6 +200,7 @@ class M3DecModel(M3DecPreTrainedModel):
         Raises:
             ValueError: the images are not square, or S is no multiple of 32.
         """
+        check_pixel_values(pixel_values)
         eager = self.config._attn_implementation == "eager"
         pixels = self.vision_encoder(pixel_values)  # (B, P, C)  F_vis
         for layer in self.encoder_layers:
@@ -237,6 +218,7 @@ class M3DecModel(M3DecPreTrainedModel):
         output_attentions: bool | None = None,
         output_hidden_states: bool | None = None,
         return_dict: bool | None = None,
+        output_pixels: bool = False,
     ) -> M3DecModelOutput:
         """Fig. 2 up to the mask decoder, left to right.
 
@@ -248,33 +230,25 @@ class M3DecModel(M3DecPreTrainedModel):
             image_features: (B, P, C), from `get_image_features` or an earlier output, instead of `pixel_values`.
             output_attentions: also give all attention weights and A_mut. Runs the plain matrix products.
             output_hidden_states: also give F_dec of each layer.
+            output_pixels: also give F_enc of the image that each expression is about.
 
         Raises:
             ValueError: an input is missing or does not fit the others; the message says which and how.
         """
-        if image_features is None and pixel_values is None:
-            raise ValueError(
-                "The image is half of the input, but pixel_values and image_features are None. Give pixel_values, or "
-                "image_features from get_image_features."
-            )
-        if image_features is not None and pixel_values is not None:
-            raise ValueError("pixel_values and image_features were both given; they say the same. Leave one out.")
-        channels = self.config.hidden_size
-        if image_features is not None and (image_features.ndim != 3 or image_features.shape[-1] != channels):
-            raise ValueError(
-                f"image_features must be (B, P, {channels}), but they are {tuple(image_features.shape)}. Give what "
-                "get_image_features returned."
-            )
-        eager = self.config._attn_implementation == "eager"
-        if output_attentions is None:
-            output_attentions = self.config.output_attentions
-        if output_hidden_states is None:
-            output_hidden_states = self.config.output_hidden_states
+        config = self.config
+        sizes = config.hidden_size, config.max_words, self.get_input_embeddings().num_embeddings
+        check_inputs(pixel_values, image_features, input_ids, attention_mask, image_index, *sizes)
+        eager = config._attn_implementation == "eager"
+        output_attentions = config.output_attentions if output_attentions is None else output_attentions
+        output_hidden_states = config.output_hidden_states if output_hidden_states is None else output_hidden_states
 
-        word_mask = self._word_mask(input_ids, attention_mask)  # (N, T), False on padding
+        word_mask = real_words(input_ids, attention_mask)  # (N, T), False on padding
         if image_features is None:
             image_features = self.get_image_features(pixel_values)  # (B, P, C)  F_enc
-        pixels = _images_of_expressions(image_features, image_index, input_ids.shape[0])  # (N, P, C)
+        if image_index is None:
+            pixels = image_features.expand(input_ids.shape[0], -1, -1)  # (N, P, C); len() would be fixed by an export
+        else:
+            pixels = image_features[image_index]
         words, sentence = self.language_encoder(input_ids, word_mask)  # (N, T, C), (N, 1, C)  F_t, F_t'
 
         query, language = words, words
@@ -296,49 +270,8 @@ class M3DecModel(M3DecPreTrainedModel):
             attentions=attentions if output_attentions else None,
             cross_attentions=cross_attentions if output_attentions else None,
             mutual_attentions=mutual_attentions if output_attentions else None,
+            pixels=pixels if output_pixels else None,
         )
-
-    def _word_mask(self, input_ids: Tensor | None, attention_mask: Tensor | None) -> Tensor:
-        """(N, T) bool, True on words. Refuses what the model would answer with nonsense."""
-        if input_ids is None:
-            raise ValueError("The expression is half of the input, but input_ids is None. M3DecProcessor makes it.")
-        if input_ids.ndim != 2 or 0 in input_ids.shape or input_ids.is_floating_point():
-            raise ValueError(
-                f"input_ids must be (N, T) whole numbers, at least one expression of one word, but they are "
-                f"{tuple(input_ids.shape)} of {input_ids.dtype}. M3DecProcessor makes them."
-            )
-        if attention_mask is None:
-            attention_mask = torch.ones_like(input_ids)
-        if attention_mask.shape != input_ids.shape:
-            raise ValueError(
-                f"attention_mask must have the shape of input_ids, {tuple(input_ids.shape)}, but it has "
-                f"{tuple(attention_mask.shape)}. Give both as one call of the tokenizer made them."
-            )
-        if input_ids.shape[1] > self.config.max_words:
-            raise ValueError(
-                f"This model reads at most max_words = {self.config.max_words} words, but input_ids has "
-                f"{input_ids.shape[1]}. Truncate the expressions, as M3DecProcessor does."
-            )
-        word_mask = attention_mask.bool()
-        if not torch.compiler.is_compiling():
-            rows = self.get_input_embeddings().num_embeddings
-            if input_ids.min() < 0 or input_ids.max() >= rows:
-                raise ValueError(
-                    f"input_ids must be 0 to {rows - 1}, the rows of this model's vocabulary, but they reach from "
-                    f"{input_ids.min().item()} to {input_ids.max().item()}. Use the processor saved with this model."
-                )
-            if not word_mask.any(dim=1).all():
-                empty = (~word_mask.any(dim=1)).nonzero().flatten().tolist()
-                raise ValueError(
-                    f"Each expression needs at least one word, but attention_mask is all 0 in the rows {empty}. Leave "
-                    "those expressions out."
-                )
-            if (word_mask[:, 1:] & ~word_mask[:, :-1]).any():
-                raise ValueError(
-                    "Expressions must be padded on the right, but attention_mask has a 1 after a 0. Set the "
-                    "tokenizer's padding_side to 'right'."
-                )
-        return word_mask
 
 
 class M3DecForImageSegmentation(M3DecPreTrainedModel):
@@ -367,8 +300,7 @@ class M3DecForImageSegmentation(M3DecPreTrainedModel):
         return self.model.get_image_features(pixel_values)
 
     def set_image_size(self, image_size: int) -> None:
-        """Make `image_size` the one this model is made for, to train it further there: what belongs to one grid is
-        resampled once, as `forward` does each time, and answers at that size stay what they were.
+        """Make `image_size` the size this model is made for, to train it further there. Its answers stay the same.
 
         Raises:
             ValueError: `image_size` is no positive multiple of 32.
@@ -387,11 +319,8 @@ class M3DecForImageSegmentation(M3DecPreTrainedModel):
     def fuse_for_inference(self) -> "M3DecForImageSegmentation":
         """Fold batch norms and upsampling into the convolutions, in place, and lay these out as a CPU likes them.
 
-        Logits change by rounding alone. What is left only infers: it cannot be trained or saved, for its batch norms
-        are gone. A second call does nothing. `examples/benchmarks/benchmark_inference.py` says what it is worth.
-
-        Returns:
-            the model itself.
+        Logits change by rounding alone. The model, which is also returned, can then neither be trained nor saved, for
+        its batch norms are gone. A second call does nothing. `examples/benchmarks/benchmark_inference.py` measures it.
 
         Raises:
             ValueError: the model is in training mode.
@@ -399,8 +328,8 @@ class M3DecForImageSegmentation(M3DecPreTrainedModel):
         if self.training:
             raise ValueError("Only a model in eval mode can be fused, but this one is in training. Call eval() first.")
         if not self.fused:
-            self.model.vision_encoder.fuse(self.config.image_size)
-            self.mask_decoder.fuse()
+            fuse_vision_encoder(self.model.vision_encoder, self.config.image_size)
+            fuse_mask_decoder(self.mask_decoder)
             self.to(memory_format=torch.channels_last)
             self.fused = self.model.fused = True
         return self
@@ -427,21 +356,12 @@ class M3DecForImageSegmentation(M3DecPreTrainedModel):
         Raises:
             ValueError: an input is missing or does not fit the others; the message says which and how.
         """
-        outputs = self.model(
-            pixel_values=pixel_values,
-            input_ids=input_ids,
-            attention_mask=attention_mask,
-            image_index=image_index,
-            image_features=image_features,
-            output_attentions=output_attentions,
-            output_hidden_states=output_hidden_states,
-            return_dict=True,
-        )
-        word_mask = torch.ones_like(input_ids).bool() if attention_mask is None else attention_mask.bool()
-        decoded = outputs.last_hidden_state
-        pixels = _images_of_expressions(outputs.image_features, image_index, input_ids.shape[0])
+        check_labels(labels, input_ids)
+        inputs = pixel_values, input_ids, attention_mask, image_index, image_features
+        outputs = self.model(*inputs, output_attentions, output_hidden_states, output_pixels=True, return_dict=True)
+        decoded, word_mask = outputs.last_hidden_state, real_words(input_ids, attention_mask)
         eager = self.config._attn_implementation == "eager"
-        logits = self.mask_decoder(decoded, pixels, word_mask, eager)  # (N, h, w)
+        logits = self.mask_decoder(decoded, outputs.pixels, word_mask, eager)  # (N, h, w)
 
         loss = mask_loss = reconstruction_loss = None
         if labels is not None:
@@ -456,8 +376,9 @@ class M3DecForImageSegmentation(M3DecPreTrainedModel):
                     outputs.word_features, outputs.sentence_features, decoded, word_mask
                 )  # L_rec
                 loss = loss + self.config.reconstruction_loss_weight * reconstruction_loss  # Eq. 5
+        features = {name: feature for name, feature in outputs.items() if name != "pixels"}
         return M3DecImageSegmentationOutput(
-            loss=loss, mask_loss=mask_loss, reconstruction_loss=reconstruction_loss, logits=logits, **outputs
+            loss=loss, mask_loss=mask_loss, reconstruction_loss=reconstruction_loss, logits=logits, **features
         )
 
     @classmethod
@@ -482,129 +403,5 @@ class M3DecForImageSegmentation(M3DecPreTrainedModel):
             ValueError: a part does not fit the config; the message says where.
         """
         model = cls(config)
-        if backbone is not None:
-            _load_part(model.model.vision_encoder.backbone, backbone, "backbone")
-        language = model.model.language_encoder
-        if word_vectors is not None:
-            if config.text_config is not None:
-                raise ValueError("word_vectors belong to the recurrent text side, but text_config is set. Give one.")
-            if tuple(word_vectors.shape) != tuple(language.word_vectors.weight.shape):
-                raise ValueError(
-                    "word_vectors must be (vocab_size, word_vector_size) = "
-                    f"{tuple(language.word_vectors.weight.shape)}, but they are "
-                    f"{tuple(word_vectors.shape)}. Set these two fields of the config from their shape."
-                )
-            known = word_vectors[word_vectors.any(dim=1)]
-            if len(known) == 0 or not torch.isfinite(known).all():
-                raise ValueError(
-                    f"word_vectors must be finite and not all 0, but {len(known)} of {len(word_vectors)} rows hold "
-                    f"anything but 0 and {(~torch.isfinite(known)).sum().item()} numbers are not finite. Read them "
-                    "again."
-                )
-            with torch.no_grad():
-                language.word_vectors.weight.copy_(word_vectors)
-                language.unknown_word.copy_(known.mean(dim=0))
-        if text_encoder is not None:
-            if config.text_config is None:
-                raise ValueError(
-                    "text_encoder was given, but config.text_config is None. Set it to the encoder's config."
-                )
-            _load_part(language.text_encoder, text_encoder, "text_encoder")
+        load_parts(model, backbone, word_vectors, text_encoder)
         return model
-
-
-def masks_at(labels: Tensor, logits: Tensor) -> Tensor:
-    """`labels` (N, H, W) at the size of `logits` (N, h, w), in their dtype: 1 where at least half a cell is object."""
-    if labels.ndim != 3 or len(labels) != len(logits):
-        raise ValueError(
-            f"labels must be (N, H, W) with one mask for each of the {len(logits)} expressions, but they are "
-            f"{tuple(labels.shape)}. Give an image's masks once for each of its expressions."
-        )
-    if not torch.compiler.is_compiling() and labels.max() > 1:
-        raise ValueError(
-            f"labels are 1 on the object and 0 elsewhere, but the largest is {labels.max()}. Divide them by it."
-        )
-    covered = F.interpolate(labels[:, None].float(), size=logits.shape[-2:], mode="area").squeeze(1)
-    return (covered >= 0.5).to(logits.dtype)
-
-
-def dice_loss(logits: Tensor, target: Tensor) -> Tensor:
-    """One minus the soft Dice coefficient of each expression, averaged. Ours; off in the paper's recipes.
-
-    The target covers few pixels, so BCE's gradient is small at first: in a trial 0.1 of this beside it raised the mIoU
-    after 200 steps from .05 to .33. Where nothing is meant, Dice is 1 whatever large area is marked, and has no
-    gradient; there it is the BCE of what is marked, each pixel weighing as much as its probability.
-    """
-    probability = logits.sigmoid()
-    marked, area = probability.sum(dim=(1, 2)), target.sum(dim=(1, 2))
-    dice = 1 - (2 * (probability * target).sum(dim=(1, 2)) + 1) / (marked + area + 1)
-    weight = probability.detach()
-    nothing = (weight * F.softplus(logits)).sum(dim=(1, 2)) / (weight.sum(dim=(1, 2)) + 1)
-    return torch.where(area > 0, dice, nothing).mean()
-
-
-def _images_of_expressions(image_features: Tensor, image_index: Tensor | None, num_expressions: int) -> Tensor:
-    """F_enc (B, P, C) to (N, P, C): for each expression, the image it is about."""
-    num_images = image_features.shape[0]  # not len(), which torch.export takes for a constant
-    if image_index is None:
-        if num_images not in (1, num_expressions):
-            raise ValueError(
-                f"Got {num_images} images and {num_expressions} expressions. Give image_index, (N,) int64: the image "
-                "each expression is about."
-            )
-        return image_features.expand(num_expressions, -1, -1)
-    if image_index.shape != (num_expressions,) or image_index.dtype not in (torch.int64, torch.int32):
-        raise ValueError(
-            f"image_index must hold one whole number for each of the {num_expressions} expressions, but it is "
-            f"{tuple(image_index.shape)} of {image_index.dtype}. Give the row of pixel_values that each is about."
-        )
-    if not torch.compiler.is_compiling() and (image_index.min() < 0 or image_index.max() >= num_images):
-        raise ValueError(
-            f"image_index must be 0 to {num_images - 1}, for there are {num_images} images, but it reaches from "
-            f"{image_index.min().item()} to {image_index.max().item()}. Give the image's row in pixel_values."
-        )
-    return image_features[image_index]
-
-
-def _load_part(part: PreTrainedModel, source: str | os.PathLike | dict[str, Tensor], name: str) -> None:
-    """Copy weights from a folder, hub name or state dict into `part`: all of it, or a ValueError."""
-    if not isinstance(source, dict):
-        if part.config.model_type == "timm_backbone":
-            # TimmBackbone.from_pretrained knows timm's names only, not a folder it was saved to.
-            if os.path.isdir(source):
-                source = load_state_dict(os.path.join(source, "model.safetensors"))
-            else:
-                with init.no_init_weights():  # it would reset the batch norms' statistics, of pretrained weights too
-                    source = type(part).from_pretrained(source, config=part.config).state_dict()
-        else:
-            loader = AutoModel if name == "text_encoder" else type(part)
-            loaded, report = loader.from_pretrained(
-                source, config=part.config, output_loading_info=True, ignore_mismatched_sizes=True
-            )
-            # What a folder lacks, from_pretrained makes up at random: only what was really there counts.
-            source = {key: tensor for key, tensor in loaded.state_dict().items() if key not in report["missing_keys"]}
-            source |= {key: torch.empty(shape, device="meta") for key, shape, _ in report["mismatched_keys"]}
-
-    def plain(key: str) -> str:  # timm writes stages.0.x in a classifier and stages_0.x in its features
-        return key.removeprefix("_backbone.").replace(".", "_")
-
-    given = {plain(key): tensor for key, tensor in source.items()}
-    wanted = part.state_dict()
-    # Counters change nothing, and the norms that a transformers backbone puts after its levels start as new.
-    optional = re.compile(r"num_batches_tracked$|^hidden_states_norms\.")
-    missing = [key for key in wanted if plain(key) not in given and not optional.search(key)]
-    if missing:
-        raise ValueError(
-            f"The weights for the {name} lack {len(missing)} of its {len(wanted)} tensors, the first {missing[:3]}. "
-            "Are they of the architecture that the config names?"
-        )
-    found = {key: given[plain(key)] for key in wanted if plain(key) in given}
-    wrong = [key for key, tensor in found.items() if tensor.shape != wanted[key].shape]
-    if wrong:
-        raise ValueError(
-            f"The weights for the {name} have another shape in {len(wrong)} tensors, the first {wrong[0]}: "
-            f"{tuple(found[wrong[0]].shape)} where the config makes {tuple(wanted[wrong[0]].shape)}."
-        )
-    part.load_state_dict(found, strict=False)
-    surplus = len(given) - len(found)
-    logger.info("%s: %d tensors loaded, %d of the source not needed.", name, len(found), surplus)

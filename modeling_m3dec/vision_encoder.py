@@ -1,12 +1,10 @@
 """From pixels to F_enc: § III, Fig. 2 (left): backbone levels, one map, transformer encoder. No language enters."""
 
 import math
-from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.utils.fusion import fuse_conv_bn_eval
 from transformers import AutoBackbone, PreTrainedConfig
 from transformers.modeling_layers import GradientCheckpointingLayer
 
@@ -69,16 +67,10 @@ class VisionEncoder(nn.Module):
         """From normalized `pixel_values` (B, 3, S, S) to F_vis (B, P, C).
 
         Raises:
-            ValueError: the images are not square, or S is no multiple of 32, or the backbone has other strides.
+            ValueError: the backbone's levels have other strides.
         """
-        height, width = pixel_values.shape[-2:]
-        if pixel_values.ndim != 4 or pixel_values.shape[1] != 3 or height != width or height % 32 or height == 0:
-            raise ValueError(
-                "pixel_values must be (B, 3, S, S), square with a side S that is a multiple of 32, but they are "
-                f"{tuple(pixel_values.shape)}. M3DecImageProcessor makes such squares; its size says which."
-            )
         levels = self.backbone(pixel_values.to(self.fusion.weight.dtype)).feature_maps
-        strides = [height // level.shape[-1] for level in levels]
+        strides = [pixel_values.shape[-1] // level.shape[-1] for level in levels]
         if strides != list(STRIDES):
             raise ValueError(
                 f"The backbone's levels must have strides 8, 16 and 32, but they have {strides}. Choose others by "
@@ -87,31 +79,6 @@ class VisionEncoder(nn.Module):
         maps = [to_stride(level, stride, self.feature_stride) for level, stride in zip(levels, STRIDES, strict=True)]
         fused = self.fusion_norm(self.fusion(torch.cat(maps, dim=1))).relu()  # (B, C, g, g)
         return fused.flatten(2).mT  # (B, P, C)  F_vis
-
-    def fuse(self, image_size: int) -> None:
-        """Fold batch norms into the convolutions for good: the same features in eval, up to rounding.
-
-        A norm belongs to the convolution listed just before it in the same module, as timm and transformers list them,
-        if a run on one image of `image_size` shows that it gets what that one gives; any other stays as it is.
-        """
-        made_by, convolution_of = {}, {}  # a convolution's output → it; a norm → what made its input
-
-        def note(layer: nn.Module, inputs: tuple[Tensor], output: Tensor) -> None:
-            if isinstance(layer, nn.Conv2d):
-                made_by[output] = layer
-            else:
-                convolution_of[layer] = made_by.get(inputs[0])
-
-        layers = [module for module in self.modules() if isinstance(module, nn.Conv2d | nn.BatchNorm2d)]
-        hooks = [layer.register_forward_hook(note) for layer in layers]
-        self(self.fusion.weight.new_zeros(1, 3, image_size, image_size))
-        for hook in hooks:
-            hook.remove()
-        for module in list(self.modules()):
-            for (name, layer), (norm_name, norm) in pairwise(list(module.named_children())):
-                if isinstance(layer, nn.Conv2d) and convolution_of.get(norm) is layer:
-                    setattr(module, name, fuse_conv_bn_eval(layer, norm))
-                    setattr(module, norm_name, nn.Sequential(*norm.children()))  # timm's hold their activation
 
 
 class TransformerEncoderLayer(GradientCheckpointingLayer):

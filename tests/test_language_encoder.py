@@ -118,7 +118,11 @@ WORDS = "words = torch.cat([ahead, back.gather(1, reverse.expand_as(back))], dim
         pytest.param(
             WORDS, "words = torch.cat([back.gather(1, reverse.expand_as(back)), ahead], dim=-1)", id="F_t swapped"
         ),
-        pytest.param("recur(self.backward_recurrent", "recur(self.forward_recurrent", id="one network for both ends"),
+        pytest.param(
+            "hidden_states_of(self.backward_recurrent",
+            "hidden_states_of(self.forward_recurrent",
+            id="one network for both ends",
+        ),
         pytest.param(
             "torch.where(unknown, self.unknown_word, self.word_vectors(input_ids))",
             "self.word_vectors(input_ids)",

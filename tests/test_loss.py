@@ -18,7 +18,7 @@ from test_language_reconstruction import by_hand as language_reconstruction_by_h
 from transformers import ResNetConfig
 
 from m3dec import M3DecConfig, M3DecForImageSegmentation, language_reconstruction, modeling_m3dec, positions
-from m3dec.modeling_m3dec import dice_loss, masks_at
+from m3dec.mask_loss import dice_loss, masks_at
 
 N, T, C, SIDE = 3, 5, 2 * 10, 2
 NUM_WORDS = [5, 2, 3]
