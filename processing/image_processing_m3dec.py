@@ -17,16 +17,8 @@ class M3DecImagesKwargs(ImagesKwargs, total=False):
     do_letterbox: bool | None
 
 
-class M3DecImageProcessor(TorchvisionBackend):
-    """Stretch images to S x S, bring them to 0..1, normalize them; stretch masks with them, by nearest neighbour.
-
-    The defaults are § IV-A's 416 px and Darknet's own convention, RGB/255 without mean and standard deviation. Another
-    backbone's `image_mean` and `image_std` are given here, and are saved and loaded with everything else.
-
-    With `do_letterbox=True` proportions are kept, as VLT and CRIS do: the largest copy that fits is centred on an S x S
-    canvas, whose border is gray, and 0 in masks. `post_process_referring_segmentation` cuts the border off again, so
-    the mode and `size` belong to the processor: set them where it is made or loaded, not for one call.
-    """
+class M3DecImageSettings:
+    """What both image processors, this file's and that on Pillow, have in common: settings and the documented call."""
 
     valid_kwargs = M3DecImagesKwargs
     size = SizeDict(height=416, width=416)
@@ -55,6 +47,18 @@ class M3DecImageProcessor(TorchvisionBackend):
                 post-processing will undo: see `check_frame`.
         """
         return super().preprocess(images, segmentation_maps, **kwargs)
+
+
+class M3DecImageProcessor(M3DecImageSettings, TorchvisionBackend):
+    """Stretch images to S x S, bring them to 0..1, normalize them; stretch masks with them, by nearest neighbour.
+
+    The defaults are § IV-A's 416 px and Darknet's own convention, RGB/255 without mean and standard deviation. Another
+    backbone's `image_mean` and `image_std` are given here, and are saved and loaded with everything else.
+
+    With `do_letterbox=True` proportions are kept, as VLT and CRIS do: the largest copy that fits is centred on an S x S
+    canvas, whose border is gray, and 0 in masks. `post_process_referring_segmentation` cuts the border off again, so
+    the mode and `size` belong to the processor: set them where it is made or loaded, not for one call.
+    """
 
     def _preprocess_image_like_inputs(
         self, images, segmentation_maps, input_data_format, return_tensors, device=None, **kwargs

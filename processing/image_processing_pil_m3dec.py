@@ -4,39 +4,14 @@ import numpy as np
 from transformers.image_processing_backends import PilBackend
 from transformers.image_processing_utils import BatchFeature
 from transformers.image_utils import PILImageResampling, SizeDict
-from transformers.processing_utils import Unpack
 
-from .image_processing_m3dec import M3DecImagesKwargs
+from .image_processing_m3dec import M3DecImageSettings
 from .images import mask_arrays, rgb_arrays
 from .letterbox import GRAY, check_frame, letterbox_box
 
 
-class M3DecImageProcessorPil(PilBackend):
+class M3DecImageProcessorPil(M3DecImageSettings, PilBackend):
     """`M3DecImageProcessor` without torchvision: same settings, same files, pixels within one gray level of it."""
-
-    valid_kwargs = M3DecImagesKwargs
-    size = SizeDict(height=416, width=416)
-    resample = PILImageResampling.BILINEAR  # with antialiasing
-    image_mean = (0.0, 0.0, 0.0)
-    image_std = (1.0, 1.0, 1.0)
-    do_resize = True
-    do_rescale = True
-    do_normalize = True
-    do_letterbox = False  # a stretch
-
-    def preprocess(self, images, segmentation_maps=None, **kwargs: Unpack[M3DecImagesKwargs]) -> BatchFeature:
-        """Turn images, and masks where there are any, into tensors: see `M3DecImageProcessor.preprocess`.
-
-        Returns:
-            pixel_values: (B, 3, S, S) float32, normalized per channel.
-            labels: (N, S, S) float32, 0.0 or 1.0, in the frame of pixel_values: 0.0 on a letterbox's border. Absent
-                without segmentation_maps.
-
-        Raises:
-            ValueError: an image cannot be read, a mask is not binary, or this call asks for another frame than
-                post-processing will undo: see `check_frame`.
-        """
-        return super().preprocess(images, segmentation_maps, **kwargs)
 
     def _preprocess_image_like_inputs(
         self, images, segmentation_maps, input_data_format, return_tensors, **kwargs
