@@ -1,4 +1,4 @@
-"""A batch of rows with pictures and expressions in, a row with a mask for each expression out: for any engine.
+"""A batch of rows with images and expressions in, a row with a mask for each expression out: for any engine.
 
 `ReferringSegmenter` knows no framework. It pickles as a few strings and loads its model where it is first called, so
 whatever hands out batches may call it: examples/infer.py, multiprocessing, or Ray Data, whose adapter is this:
@@ -39,7 +39,7 @@ RESULT_SCHEMA = pa.schema(
     {
         "expression_index": pa.int32(),  # its place among the expressions of its row, from 0 on
         "expression": pa.string(),
-        "size": pa.list_(pa.int32()),  # height, width of the picture as it is displayed
+        "size": pa.list_(pa.int32()),  # height, width of the image as it is displayed
         "counts": pa.string(),  # COCO's compressed run lengths
         "score": pa.float32(),  # the mean probability inside the mask, 0.0 where it is empty
         "area": pa.int64(),  # pixels
@@ -49,14 +49,14 @@ RESULT_SCHEMA = pa.schema(
 
 
 class ReferringSegmenter:
-    """Answers batches of rows; each picture of a batch is encoded once for all that is asked about it.
+    """Answers batches of rows; each image of a batch is encoded once for all that is asked about it.
 
     Args:
         model: a folder or hub name with the model and its processor.
         threshold: a pixel belongs to the object where its probability is above this, between 0 and 1.
         device: where the model runs; None for a GPU where there is one.
-        image_root: the folder of pictures that are given by path. Without it, pictures must come as bytes.
-        image_column, text_column: which columns hold the picture and the expressions.
+        image_root: the folder of images that are given by path. Without it, images must come as bytes.
+        image_column, text_column: which columns hold the image and the expressions.
     """
 
     def __init__(
@@ -92,13 +92,13 @@ class ReferringSegmenter:
         """Answer a batch, given as columns of equal lengths.
 
         Args:
-            batch: the picture of each row (encoded bytes, {"bytes", "path"}, a path below `image_root`, a PIL image or
+            batch: the image of each row (encoded bytes, {"bytes", "path"}, a path below `image_root`, a PIL image or
                 a uint8 array), its expressions (a string, a list of them, or a list of `sentences` as prepared shards
                 have it), and whatever else is to stand beside the answers.
 
         Returns:
             Columns with an entry for each expression, in order: what else the batch holds, and those of
-            `RESULT_SCHEMA`. A picture that cannot be read or an expression without a word has an `error` and no mask.
+            `RESULT_SCHEMA`. An image that cannot be read or an expression without a word has an `error` and no mask.
 
         Raises:
             ValueError: a column is missing, or the batch has one that is named as a result.
@@ -136,7 +136,7 @@ class ReferringSegmenter:
         for name in (self.image_column, self.text_column):
             if name not in batch:
                 raise ValueError(
-                    f"A batch has a column of pictures and one of expressions, but {name!r} is not among its columns: "
+                    f"A batch has a column of images and one of expressions, but {name!r} is not among its columns: "
                     f"{', '.join(batch)}. Say image_column=… and text_column=…."
                 )
         taken = set(RESULT_SCHEMA.names) & (set(batch) - {self.image_column, self.text_column})
@@ -148,13 +148,13 @@ class ReferringSegmenter:
 
 
 class _Images:
-    """The pictures of a batch that can be read, each once though several rows have it."""
+    """The images of a batch that can be read, each once though several rows have it."""
 
     def __init__(self, folder: PictureFolder | None):
         self.folder, self.arrays, self._seen = folder, [], {}
 
     def add(self, image) -> tuple[int | None, str | None]:
-        """The number of the picture among `arrays`; or why it has none."""
+        """The number of the image among `arrays`; or why it has none."""
         if isinstance(image, dict):
             image = image.get("bytes") or image.get("path")
         image = os.fspath(image) if isinstance(image, os.PathLike) else image
@@ -171,9 +171,7 @@ class _Images:
         if isinstance(image, str):
             path = None if self.folder is None else self.folder.find(image)
             if path is None:
-                raise FileNotFoundError(
-                    f"{image!r} is not in image_root, the folder of pictures that are given by path"
-                )
+                raise FileNotFoundError(f"{image!r} is not in image_root, the folder of images that are given by path")
             image = Path(path).read_bytes()
         return rgb_array(Image.open(BytesIO(image)) if isinstance(image, bytes) else image)
 
@@ -183,7 +181,7 @@ def named(error: Exception) -> str:
     if isinstance(error, FileNotFoundError):
         return f"missing picture: {error}"
     if isinstance(error, ReferringDataError):
-        return "unsafe name: a picture is named by a path below image_root, without '..', '\\', ':' and links out of it"
+        return "unsafe name: an image is named by a path below image_root, without '..', '\\', ':' and links out of it"
     if isinstance(error, UnidentifiedImageError):  # it tells an address in memory
         return "unreadable picture: its bytes are of no kind that Pillow knows"
     return f"unreadable picture: {getattr(error, 'strerror', None) or error}"

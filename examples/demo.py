@@ -1,4 +1,4 @@
-"""A page on which a picture is asked about, in any browser: offline, and on this machine only unless --host says more.
+"""A page on which an image is asked about, in any browser: offline, and on this machine only unless --host says more.
 
     python examples/demo.py
     python examples/demo.py --model outputs/your_data/best hub/checkpoints/m3dec-photos --port 7860
@@ -44,11 +44,11 @@ from m3dec.processing.referring_data.schema import encode_mask
 from m3dec.processing.segmenter import Segmenter, image_key
 
 MAX_BYTES = 32 * 2**20  # of an upload
-MAX_PIXELS = 40_000_000  # of a picture; Pillow alone would take four times as many
+MAX_PIXELS = 40_000_000  # of an image; Pillow alone would take four times as many
 MAX_EXPRESSIONS = len(MASK_COLORS)  # a color each
 MAX_CHARACTERS = 20_000  # of all expressions together
-REMEMBERED = 16  # pictures, by each model
-SHOWN_SIDE = 1280  # the longer side of what the page shows; what it gives to download has the picture's own size
+REMEMBERED = 16  # images, by each model
+SHOWN_SIDE = 1280  # the longer side of what the page shows; what it gives to download has the image's own size
 FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")  # Pillow's others may start programs
 EXAMPLES = (  # a photograph, and what to look for
     ("astronaut.jpg", "the woman\nher hair\nthe bicycle"),  # there is no bicycle
@@ -92,7 +92,7 @@ def main(arguments: list[str] | None = None):
         os.environ |= {"GRADIO_ANALYTICS_ENABLED": "False", "GRADIO_TEMP_DIR": uploads}
         try:
             gradio = import_gradio()
-            models = {shown_name(folder): PictureModel(folder) for folder in arguments.model}
+            models = {shown_name(folder): ImageModel(folder) for folder in arguments.model}
         except (ImportError, ValueError) as error:
             raise SystemExit(str(error)) from error
         page = build_page(models)
@@ -128,7 +128,7 @@ class Answer:
     """What a model says of one expression."""
 
     expression: str
-    mask: np.ndarray  # (h, w) bool, of the picture's size
+    mask: np.ndarray  # (h, w) bool, of the image's size
     score: float  # the mean probability inside the mask, 0.0 where it is empty
     logits: torch.Tensor  # (h', w'), as the network gave them
     unknown_words: list[str]
@@ -141,15 +141,15 @@ class Answer:
 
 @dataclass
 class Timing:
-    """Milliseconds that an answer took: the picture's half, once, and the expressions' half."""
+    """Milliseconds that an answer took: the image's half, once, and the expressions' half."""
 
-    picture: float
-    remembered: bool  # then `picture` is what it took the first time
+    image: float
+    remembered: bool  # then `image` is what it took the first time
     expressions: float
 
 
-class PictureModel:
-    """A checkpoint that encodes a picture once, however often it is asked about: it remembers the last `REMEMBERED`.
+class ImageModel:
+    """A checkpoint that encodes an image once, however often it is asked about: it remembers the last `REMEMBERED`.
 
     Args:
         folder: with the model and its processor.
@@ -171,18 +171,18 @@ class PictureModel:
         self.ask(np.zeros((32, 32, 3), np.uint8), ["thing"])  # the first time is slow
 
     @torch.inference_mode()
-    def ask(self, picture: np.ndarray, expressions: list[str], threshold: float = 0.5) -> tuple[list[Answer], Timing]:
-        """Answer each expression about `picture`, (h, w, 3) uint8, as the pipeline does.
+    def ask(self, image: np.ndarray, expressions: list[str], threshold: float = 0.5) -> tuple[list[Answer], Timing]:
+        """Answer each expression about `image`, (h, w, 3) uint8, as the pipeline does.
 
         Raises:
             ValueError: an expression holds no word, or the threshold is not between 0 and 1.
         """
         words = self.processor(text=expressions)
-        image_features, of_picture, remembered = self._encode(picture)
+        image_features, of_image, remembered = self._encode(image)
         start = time.perf_counter()
         logits = self.segmenter.logits(image_features, **words, image_index=[0] * len(expressions))  # (N, h', w')
-        found = self.segmenter.answers(logits, [picture.shape[:2]] * len(expressions), threshold)
-        timing = Timing(of_picture, remembered, milliseconds_since(start))
+        found = self.segmenter.answers(logits, [image.shape[:2]] * len(expressions), threshold)
+        timing = Timing(of_image, remembered, milliseconds_since(start))
         answers = [
             Answer(expression, one["mask"], one["score"], logit, *self._not_understood(expression))
             for expression, one, logit in zip(expressions, found, logits, strict=True)
@@ -190,39 +190,39 @@ class PictureModel:
         return answers, timing
 
     @torch.inference_mode()
-    def attention(self, picture: np.ndarray, expression: str) -> tuple[np.ndarray, list[str]]:
+    def attention(self, image: np.ndarray, expression: str) -> tuple[np.ndarray, list[str]]:
         """A_mut of each decoder layer, (layers, T, P) before any softmax, and the T words or pieces of words."""
         inputs = self.processor(text=expression).to(self.model.device)
-        outputs = self.model(image_features=self._encode(picture)[0], output_attentions=True, **inputs)
+        outputs = self.model(image_features=self._encode(image)[0], output_attentions=True, **inputs)
         scores = torch.stack([layer[0] for layer in outputs.mutual_attentions]).float().cpu().numpy()
         pieces = self._pieces(expression, self.processor.max_words)
         return scores, [expression[a:b] or name for name, a, b in pieces]
 
     def probability(self, answer: Answer, size: tuple[int, int]) -> np.ndarray:
-        """The probability of each pixel, float32, of the picture scaled to `size`, (height, width)."""
+        """The probability of each pixel, float32, of the image scaled to `size`, (height, width)."""
         logits = answer.logits
         if self.processor.image_processor.do_letterbox:
             logits = inside_letterbox(logits, *answer.mask.shape, letterbox_size(self.processor.image_processor))
         logits = F.interpolate(logits[None, None], size=size, mode="bilinear", align_corners=False)
         return logits[0, 0].sigmoid().cpu().numpy()
 
-    def as_seen(self, picture: Image.Image) -> Image.Image:
-        """The picture in the frame that the grid of A_mut covers: as it is, or on the canvas of a letterbox."""
+    def as_seen(self, image: Image.Image) -> Image.Image:
+        """The image in the frame that the grid of A_mut covers: as it is, or on the canvas of a letterbox."""
         if not self.processor.image_processor.do_letterbox:
-            return picture
+            return image
         size = letterbox_size(self.processor.image_processor)
-        top, left, height, width = letterbox_box(picture.height, picture.width, size)
+        top, left, height, width = letterbox_box(image.height, image.width, size)
         canvas = Image.new("RGB", size[::-1], "#808080")
-        canvas.paste(picture.resize((width, height)), (left, top))
+        canvas.paste(image.resize((width, height)), (left, top))
         return canvas
 
-    def _encode(self, picture: np.ndarray) -> tuple[torch.Tensor, float, bool]:
+    def _encode(self, image: np.ndarray) -> tuple[torch.Tensor, float, bool]:
         """F_enc, (1, P, C), the milliseconds that it took when it was made, and whether it was remembered."""
-        remembered, start = self.segmenter.remembers(picture), time.perf_counter()
-        features = self.segmenter.encode([picture])
+        remembered, start = self.segmenter.remembers(image), time.perf_counter()
+        features = self.segmenter.encode([image])
         if features.is_cuda:
             torch.cuda.synchronize()
-        key = image_key(picture)
+        key = image_key(image)
         if not remembered:
             self.milliseconds[key] = milliseconds_since(start)
         return features, self.milliseconds[key], remembered
@@ -244,44 +244,40 @@ class PictureModel:
         return list(dict.fromkeys(unknown)), expression[max(b for _, _, b in read) :].strip() if is_cut else ""
 
 
-def read_picture(path: str | Path | None) -> np.ndarray:
+def read_image(path: str | Path | None) -> np.ndarray:
     """An uploaded file as it is displayed: (h, w, 3) uint8.
 
     Raises:
-        ValueError: there is none, or it is no picture, damaged, or has more than `MAX_PIXELS`.
+        ValueError: there is none, or it is no image, damaged, or has more than `MAX_PIXELS`.
     """
     if not path:
-        raise ValueError("A picture is needed. Upload one, or take one of the examples.")
+        raise ValueError("An image is needed. Upload one, or take one of the examples.")
     try:
         data = Path(path).read_bytes()
     except OSError as error:
-        raise ValueError(
-            "The picture is no longer here: uploads are deleted after an hour. Upload it again."
-        ) from error
+        raise ValueError("The image is no longer here: uploads are deleted after an hour. Upload it again.") from error
     if len(data) > MAX_BYTES:
-        raise ValueError(
-            f"A picture may have at most {MAX_BYTES:,} bytes, but this has {len(data):,}. Make it smaller."
-        )
+        raise ValueError(f"An image may have at most {MAX_BYTES:,} bytes, but this has {len(data):,}. Make it smaller.")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # MAX_PIXELS is stricter
             opened = Image.open(io.BytesIO(data), formats=FORMATS)
     except Image.DecompressionBombError as error:
         raise ValueError(
-            f"A picture may have at most {MAX_PIXELS:,} pixels, but this claims far more: {error}"
+            f"An image may have at most {MAX_PIXELS:,} pixels, but this claims far more: {error}"
         ) from error
     except Exception as error:  # a damaged file makes Pillow's readers raise almost anything
         raise ValueError(
-            f"A picture is a {', '.join(FORMATS[:-1])} or {FORMATS[-1]} file, but this one, of {len(data):,} bytes, "
+            f"An image is a {', '.join(FORMATS[:-1])} or {FORMATS[-1]} file, but this one, of {len(data):,} bytes, "
             "cannot be opened as such. Upload another."
         ) from error
     with opened:
         if opened.width * opened.height > MAX_PIXELS:
             raise ValueError(
-                f"A picture may have at most {MAX_PIXELS:,} pixels, but this has {opened.width:,} x {opened.height:,}. "
+                f"An image may have at most {MAX_PIXELS:,} pixels, but this has {opened.width:,} x {opened.height:,}. "
                 "Make it smaller."
             )
-        return rgb_array(opened, "the picture")
+        return rgb_array(opened, "the image")
 
 
 def expressions_of(text: str | None) -> list[str]:
@@ -299,7 +295,7 @@ def expressions_of(text: str | None) -> list[str]:
     if len(expressions) > MAX_EXPRESSIONS:
         raise ValueError(
             f"At most {MAX_EXPRESSIONS} expressions are answered at once, a color each, but these are "
-            f"{len(expressions)}. Ask again with the others: the picture is not encoded again."
+            f"{len(expressions)}. Ask again with the others: the image is not encoded again."
         )
     return expressions
 
@@ -312,7 +308,7 @@ def as_json(answers: list[Answer], timing: Timing, threshold: float, model: str)
         "height": answers[0].mask.shape[0],
         "width": answers[0].mask.shape[1],
         "milliseconds": {
-            "picture": round(timing.picture, 2),
+            "picture": round(timing.image, 2),
             "picture_was_remembered": timing.remembered,
             "expressions": round(timing.expressions, 2),
         },
@@ -331,8 +327,8 @@ def as_json(answers: list[Answer], timing: Timing, threshold: float, model: str)
     }
 
 
-def answers_html(model: PictureModel, answers: list[Answer], threshold: float) -> str:
-    """A table: color, expression, score and share of the picture, or that nothing was found."""
+def answers_html(model: ImageModel, answers: list[Answer], threshold: float) -> str:
+    """A table: color, expression, score and share of the image, or that nothing was found."""
     rows = []
     for color, answer in zip(MASK_COLORS, answers, strict=False):
         notes = []
@@ -354,25 +350,25 @@ def answers_html(model: PictureModel, answers: list[Answer], threshold: float) -
 
 def timing_text(timing: Timing, num_expressions: int) -> str:
     each = "" if num_expressions == 1 else f", {timing.expressions / num_expressions:.1f} ms each"
-    picture = (
-        f"remembered, **not encoded again** (the first time took {timing.picture:.1f} ms)"
+    encoding = (
+        f"remembered, **not encoded again** (the first time took {timing.image:.1f} ms)"
         if timing.remembered
-        else f"encoded in **{timing.picture:.1f} ms**"
+        else f"encoded in **{timing.image:.1f} ms**"
     )
-    return f"Picture: {picture}. Expressions: {num_expressions} in **{timing.expressions:.1f} ms**{each}."
+    return f"Image: {encoding}. Expressions: {num_expressions} in **{timing.expressions:.1f} ms**{each}."
 
 
-def fitted(picture: np.ndarray) -> Image.Image:
-    """The picture, no larger than the page shows it."""
-    image = Image.fromarray(picture)
+def fitted(pixels: np.ndarray) -> Image.Image:
+    """The image, no larger than the page shows it."""
+    image = Image.fromarray(pixels)
     image.thumbnail((SHOWN_SIDE, SHOWN_SIDE), Image.Resampling.LANCZOS)
     return image
 
 
 def fitted_mask(mask: np.ndarray, image: Image.Image) -> np.ndarray:
-    """A mask (h, w) at the size of the picture's `fitted` image."""
-    grey = Image.fromarray(mask.astype(np.uint8) * 255)
-    return np.asarray(grey.resize(image.size, Image.Resampling.BILINEAR)) > 127
+    """A mask (h, w) at the size of the image's `fitted` image."""
+    gray = Image.fromarray(mask.astype(np.uint8) * 255)
+    return np.asarray(gray.resize(image.size, Image.Resampling.BILINEAR)) > 127
 
 
 def shortened(text: str, most: int = 80) -> str:
@@ -429,14 +425,14 @@ def import_gradio():
 
     async def refuse(url: str):
         raise gradio.Error(
-            "No URL is fetched here, only uploaded files are read. Upload the picture.", print_exception=False
+            "No URL is fetched here, only uploaded files are read. Upload the image.", print_exception=False
         )
 
     processing_utils.async_ssrf_protected_get = refuse  # the one function by which it downloads for any component
     return gradio
 
 
-def page_functions(gradio, models: dict[str, PictureModel]) -> tuple:
+def page_functions(gradio, models: dict[str, ImageModel]) -> tuple:
     """What the page calls: `segment` for its API, `find` and `detail` for what it shows, `nothing` to empty that."""
 
     def in_sentences(function):
@@ -454,16 +450,16 @@ def page_functions(gradio, models: dict[str, PictureModel]) -> tuple:
     @in_sentences
     def segment(picture: str, expressions: str, threshold: float, model: str) -> dict:
         """Answer one expression per line; masks are COCO's run lengths."""
-        asked = models[model].ask(read_picture(picture), expressions_of(expressions), threshold)
+        asked = models[model].ask(read_image(picture), expressions_of(expressions), threshold)
         return as_json(*asked, threshold, model)
 
     @in_sentences
-    def find(picture: str, expressions: str, threshold: float, opacity: float, model: str, which: int | None):
+    def find(image: str, expressions: str, threshold: float, opacity: float, model: str, which: int | None):
         """The overlay, the table, the timing, the expressions to choose from, the answers as a file, what was asked."""
-        asked, pixels, expressions = expressions, read_picture(picture), expressions_of(expressions)
+        asked, pixels, expressions = expressions, read_image(image), expressions_of(expressions)
         answers, timing = models[model].ask(pixels, expressions, threshold)
-        image = fitted(pixels)
-        drawn = overlay_masks(image, [fitted_mask(answer.mask, image) for answer in answers], opacity=opacity)
+        shown = fitted(pixels)
+        drawn = overlay_masks(shown, [fitted_mask(answer.mask, shown) for answer in answers], opacity=opacity)
         data = json.dumps(as_json(answers, timing, threshold, model), indent=1).encode()
         choices = [(f"{n + 1}. {shortened(expression, 60)}", n) for n, expression in enumerate(expressions)]
         return (
@@ -471,25 +467,25 @@ def page_functions(gradio, models: dict[str, PictureModel]) -> tuple:
             answers_html(models[model], answers, threshold),
             timing_text(timing, len(answers)),
             gradio.Radio(choices, value=which if which in range(len(choices)) else 0, visible=len(choices) > 1),
-            download(data, f"{stem(picture)}_answers.json"),
+            download(data, f"{stem(image)}_answers.json"),
             asked,
         )
 
     @in_sentences
-    def detail(picture: str, expressions: str, threshold: float, model: str, which: int | None):
+    def detail(image: str, expressions: str, threshold: float, model: str, which: int | None):
         """About one expression: heat map, attention, cut-out, and the mask and the cut-out as files."""
-        pixels, expressions = read_picture(picture), expressions_of(expressions)
+        pixels, expressions = read_image(image), expressions_of(expressions)
         number = which if which in range(len(expressions)) else 0
         expression = expressions[number]
         [answer], _ = models[model].ask(pixels, [expression], threshold)
-        image = fitted(pixels)
+        shown = fitted(pixels)
         scores, words = models[model].attention(pixels, expression)
         alone = cut_out(Image.fromarray(pixels), answer.mask)
-        name = f"{stem(picture)}_{number + 1}"
+        name = f"{stem(image)}_{number + 1}"
         return (
-            heat_map(image, models[model].probability(answer, image.size[::-1])),
-            attention_sheet(models[model].as_seen(image), scores, words),
-            cut_out(image, fitted_mask(answer.mask, image)),
+            heat_map(shown, models[model].probability(answer, shown.size[::-1])),
+            attention_sheet(models[model].as_seen(shown), scores, words),
+            cut_out(shown, fitted_mask(answer.mask, shown)),
             download(png(Image.fromarray(answer.mask.astype(np.uint8) * 255)), f"{name}_mask.png"),
             download(png(alone), f"{name}_cut_out.png"),
         )
@@ -506,31 +502,31 @@ def page_functions(gradio, models: dict[str, PictureModel]) -> tuple:
     return segment, find, detail, nothing
 
 
-def build_page(models: dict[str, PictureModel]):
+def build_page(models: dict[str, ImageModel]):
     """The page as `gradio.Blocks`, not yet served. `models` are offered in this order, under these names."""
     gradio = import_gradio()
     segment, find, detail, nothing = page_functions(gradio, models)
 
     def once_asked(function, num_outputs: int):
-        """Nothing happens as long as there is no picture or no expression."""
+        """Nothing happens as long as there is no image or no expression."""
 
-        def wrapped(picture, expressions, *others):
-            return function(picture, expressions, *others) if picture and expressions else [gradio.skip()] * num_outputs
+        def wrapped(image, expressions, *others):
+            return function(image, expressions, *others) if image and expressions else [gradio.skip()] * num_outputs
 
         return wrapped
 
     names = list(models)
     private = {"api_visibility": "private", "concurrency_id": "model"}
     with gradio.Blocks(title="m3dec", analytics_enabled=False, delete_cache=(600, 3600)) as page:
-        gradio.Markdown("# m3dec\nA picture and a sentence go in, the mask of the thing meant comes out.")
+        gradio.Markdown("# m3dec\nA image and a sentence go in, the mask of the thing meant comes out.")
         note = gradio.Markdown(about(names[0]))
         with gradio.Row():
             with gradio.Column(scale=4, min_width=320):
                 model = gradio.Dropdown(names, value=names[0], label="Model", visible=len(names) > 1)
-                picture = gradio.Image(
-                    label="Picture", type="filepath", sources=["upload", "clipboard"], height=320, elem_id="picture"
+                image = gradio.Image(
+                    label="Image", type="filepath", sources=["upload", "clipboard"], height=320, elem_id="picture"
                 )
-                picture.preprocess = lambda file: file and file.path  # as it was uploaded, for `read_picture`
+                image.preprocess = lambda file: file and file.path  # as it was uploaded, for `read_image`
                 text = gradio.Textbox(
                     label="What to look for", info=f"One expression per line, {MAX_EXPRESSIONS} at most.", lines=3,
                     placeholder="the red mug\nthe cup behind it", elem_id="expressions",
@@ -539,7 +535,7 @@ def build_page(models: dict[str, PictureModel]):
                 with gradio.Row():
                     threshold = gradio.Slider(0.01, 0.99, 0.5, step=0.01, label="Threshold", min_width=140)
                     opacity = gradio.Slider(0, 1, 0.45, step=0.05, label="Opacity", min_width=140)
-                examples = gradio.Examples(example_pictures(), [picture, text], label="Examples")
+                examples = gradio.Examples(example_images(), [image, text], label="Examples")
             with gradio.Column(scale=6, min_width=320):
                 result = gradio.Image(buttons=BUTTONS, label="Answer", interactive=False, elem_id="answer")
                 table = gradio.HTML(elem_classes="answers", elem_id="answers")
@@ -568,8 +564,8 @@ def build_page(models: dict[str, PictureModel]):
         chosen = gradio.State(0)  # of `which`, which itself is refused where its choices have changed since
         found = [result, table, timing, which, answers_file, asked]
         details = [heat, sheet, alone, mask_file, cut_out_file]
-        to_find = [picture, text, threshold, opacity, model, chosen]
-        for_details = [picture, asked, threshold, model, chosen]
+        to_find = [image, text, threshold, opacity, model, chosen]
+        for_details = [image, asked, threshold, model, chosen]
         for event in (button.click, text.submit, examples.load_input_event.then):
             answered = event(find, to_find, found, show_progress_on=result, **private)
             answered.success(None, js=SCROLL).success(detail, for_details, details, **private)
@@ -577,7 +573,7 @@ def build_page(models: dict[str, PictureModel]):
         for event in (threshold.release, opacity.release, model.input):
             again = event(once_asked(find, len(found)), to_find, found, show_progress_on=result, **private)
             again.success(once_asked(detail, len(details)), for_details, details, **private)
-        for event in (picture.upload, picture.clear):  # what stands there is about another
+        for event in (image.upload, image.clear):  # what stands there is about another
             event(nothing, None, found + details, api_visibility="private", queue=False)
         which.input(lambda number: number, which, chosen, api_visibility="private").success(
             detail, for_details, details, **private
@@ -585,7 +581,7 @@ def build_page(models: dict[str, PictureModel]):
         model.input(about, model, note, api_visibility="private")
         gradio.Button(visible=False).click(
             segment,
-            [picture, text, threshold, model],
+            [image, text, threshold, model],
             gradio.JSON(visible=False),
             api_name="segment",
             concurrency_id="model",
@@ -593,7 +589,7 @@ def build_page(models: dict[str, PictureModel]):
     return page
 
 
-def example_pictures() -> list[list[str]]:
+def example_images() -> list[list[str]]:
     """Each photograph of `EXAMPLES` as a file among the uploads, and its expressions."""
     uploads = os.environ["GRADIO_TEMP_DIR"]
     return [[shutil.copy(PHOTOGRAPHS / name, uploads), expressions] for name, expressions in EXAMPLES]

@@ -1,4 +1,4 @@
-"""Masks for image sets of any size: pictures or Parquet in, Parquet out, in parts that a stopped run goes on with.
+"""Masks for sets of images of any size: images or Parquet in, Parquet out, in parts that a stopped run goes on with.
 
     python examples/infer.py --model path/to/model --input photos --expressions "the red mug" "the cup" --output masks
     python examples/infer.py --model path/to/model --input photos --expressions_file asked.csv --output masks
@@ -6,7 +6,7 @@
 
 Writes output/part-00012-of-00040.parquet and so on: a row for each expression, with the columns that tell the rows of
 the input apart and those of `RESULT_SCHEMA` in batch_segmenter.py; `decode_mask` of m3dec.processing.referring_data
-makes a mask of `size` and `counts`. A picture that cannot be read, or an expression without a word, is a row with an
+makes a mask of `size` and `counts`. An image that cannot be read, or an expression without a word, is a row with an
 `error`.
 
 A part appears under its name only when it is whole. Run again, the program does the parts that are not there, and
@@ -40,18 +40,18 @@ from m3dec.examples.user_errors import exits_with_message
 from m3dec.processing.referring_data import ReferringDataError
 
 MANIFEST = "_infer.json"  # what reads a folder of Parquet files leaves out names that begin so
-PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
+IMAGE_ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 
 
 @dataclass
 class InferenceArguments:
     model: str = field(metadata={"help": "A folder or hub name with the model and its processor."})
-    input: list[str] = field(metadata={"help": "A folder of pictures, or Parquet files, or a folder of them."})
+    input: list[str] = field(metadata={"help": "A folder of images, or Parquet files, or a folder of them."})
     output: str = field(metadata={"help": "The folder of the parts; may hold some of them, which are kept."})
-    expressions: list[str] | None = field(default=None, metadata={"help": "Asked of every picture."})
+    expressions: list[str] | None = field(default=None, metadata={"help": "Asked of every image."})
     expressions_file: str | None = field(
         default=None,
-        metadata={"help": "For a folder of pictures: .csv or .jsonl with `image`, a name in it, and `expression`."},
+        metadata={"help": "For a folder of images: .csv or .jsonl with `image`, a name in it, and `expression`."},
     )
     image_column: str = field(default="image", metadata={"help": "Of Parquet: bytes, {bytes, path} or a path."})
     text_column: str = field(
@@ -62,7 +62,7 @@ class InferenceArguments:
         default=None, metadata={"help": "Of Parquet: what to keep beside the answers; by default numbers and texts."}
     )
     threshold: float = field(default=0.5, metadata={"help": "Of the probability; VLT reported at 0.35."})
-    shard_size: int = field(default=256, metadata={"help": "Rows of the input, or pictures, that make a part."})
+    shard_size: int = field(default=256, metadata={"help": "Rows of the input, or images, that make a part."})
     batch_size: int = field(default=8, metadata={"help": "Of them at once; each with all its expressions."})
     device: str | None = field(default=None, metadata={"help": "By default a GPU where there is one."})
     rank: int = field(
@@ -95,7 +95,7 @@ def infer(arguments: InferenceArguments) -> None:
     model = folder_of_model(arguments.model)
     output = Path(arguments.output)
     output.mkdir(parents=True, exist_ok=True)
-    claim(output, manifest_of(arguments, model, source, shards))
+    check_run(output, manifest_of(arguments, model, source, shards))
 
     paths = [output / f"part-{number:05d}-of-{len(shards):05d}.parquet" for number in range(len(shards))]
     mine = list(zip(paths, shards, strict=True))[arguments.rank :: arguments.world_size]
@@ -172,7 +172,7 @@ def manifest_of(arguments: InferenceArguments, model: Path, source, shards: list
     }
 
 
-def claim(output: Path, manifest: dict) -> None:
+def check_run(output: Path, manifest: dict) -> None:
     """Write the manifest, or find the same one.
 
     Raises:
@@ -234,12 +234,12 @@ class Shard(NamedTuple):
     stop: int
 
 
-def open_input(arguments: InferenceArguments) -> "Pictures | ParquetFiles":
+def open_input(arguments: InferenceArguments) -> "ImageFolderInput | ParquetFiles":
     """What --input names, in an order that depends on names alone."""
     paths = [Path(name) for name in arguments.input]
     for path in paths:
         if not path.exists():
-            raise FileNotFoundError(f"--input is a folder of pictures or Parquet files, but {path} is not there.")
+            raise FileNotFoundError(f"--input is a folder of images or Parquet files, but {path} is not there.")
     names = {path: files_below(path) if path.is_dir() else [path.name] for path in paths}
     roots = {path: path if path.is_dir() else path.parent for path in paths}
     found = sorted({(name, roots[path]) for path in paths for name in names[path]})
@@ -247,14 +247,14 @@ def open_input(arguments: InferenceArguments) -> "Pictures | ParquetFiles":
     twice = sorted({one for (one, _), (other, _) in pairwise(found) if one == other})
     if twice:
         raise ReferringDataError(f"Rows are told apart by their file's name, but --input has two of {twice[0]}.")
-    pictures = [name for name, _ in found if name.lower().endswith(PICTURES)]
-    if tables and not pictures:
+    images = [name for name, _ in found if name.lower().endswith(IMAGE_ENDINGS)]
+    if tables and not images:
         return ParquetFiles(tables, arguments)
-    if pictures and not tables and len(paths) == 1 and paths[0].is_dir():
-        return Pictures(paths[0], pictures, arguments)
+    if images and not tables and len(paths) == 1 and paths[0].is_dir():
+        return ImageFolderInput(paths[0], images, arguments)
     raise ReferringDataError(
-        f"--input is one folder of pictures ({', '.join(PICTURES)}), or Parquet files, but in "
-        f"{', '.join(arguments.input)} there are {len(pictures)} pictures and {len(tables)} Parquet files."
+        f"--input is one folder of images ({', '.join(IMAGE_ENDINGS)}), or Parquet files, but in "
+        f"{', '.join(arguments.input)} there are {len(images)} images and {len(tables)} Parquet files."
     )
 
 
@@ -263,8 +263,8 @@ def files_below(folder: Path) -> list[str]:
     return [path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()]
 
 
-class Pictures:
-    """A folder of pictures, in which all are asked the same, or each what a file says."""
+class ImageFolderInput:
+    """A folder of images, in which all are asked the same, or each what a file says."""
 
     image_column, text_column, schema = "image", "text", pa.schema({"file_name": pa.string()})
 
@@ -275,7 +275,7 @@ class Pictures:
         elif arguments.expressions_file:
             self.asked = read_expressions(Path(arguments.expressions_file))
         else:
-            raise ReferringDataError("Pictures are asked something: pass --expressions or --expressions_file.")
+            raise ReferringDataError("Images are asked something: pass --expressions or --expressions_file.")
         self.names = sorted(self.asked)
         if unwritable := [name for name in self.names if name != name.encode("utf-8", "replace").decode()]:
             raise ReferringDataError(f"File names are in UTF-8, but {unwritable[0]!r} is not. Rename it.")
@@ -295,7 +295,7 @@ class Pictures:
 
 
 def read_expressions(path: Path) -> dict[str, list[str]]:
-    """The expressions of each picture, from the columns `image` and `expression` of a .csv or .jsonl file."""
+    """The expressions of each image, from the columns `image` and `expression` of a .csv or .jsonl file."""
     schema = pa.schema({"image": pa.string(), "expression": pa.string()})
     try:
         if path.suffix.lower() == ".csv":
@@ -320,7 +320,7 @@ def read_expressions(path: Path) -> dict[str, list[str]]:
 
 
 class ParquetFiles:
-    """Parquet files with a picture and its expressions in each row, as 🤗 Datasets and prepare_data.py write them."""
+    """Parquet files with an image and its expressions in each row, as 🤗 Datasets and prepare_data.py write them."""
 
     def __init__(self, files: list[tuple[str, Path]], arguments: InferenceArguments):
         self.image_root, self.expressions = arguments.image_root, arguments.expressions
@@ -331,7 +331,7 @@ class ParquetFiles:
         except pa.ArrowException as error:
             raise ReferringDataError(f"A file of --input is no whole Parquet file: {error}") from error
         if arguments.expressions_file:
-            raise ReferringDataError("--expressions_file is for a folder of pictures, but --input is Parquet.")
+            raise ReferringDataError("--expressions_file is for a folder of images, but --input is Parquet.")
         if not sum(footer.num_rows for footer in self.footers):
             raise ReferringDataError(f"There are no rows in {', '.join(arguments.input)}.")
         self.schema = self._ids(self.footers[0].schema.to_arrow_schema(), arguments.id_columns)
@@ -349,7 +349,7 @@ class ParquetFiles:
             )
         if pa.types.is_string(schema.field(self.image_column).type) and self.image_root is None:
             raise ReferringDataError(
-                f"Column {self.image_column!r} has pictures by their paths: pass --image_root, the folder they are in."
+                f"Column {self.image_column!r} has images by their paths: pass --image_root, the folder they are in."
             )
         kinds = (pa.types.is_integer, pa.types.is_floating, pa.types.is_string, pa.types.is_large_string)
         plain = [field.name for field in schema if any(is_kind(field.type) for is_kind in kinds)]

@@ -27,7 +27,7 @@ from test_processing_m3dec import bert_processor, word_processor
 from transformers import pipeline
 
 from m3dec.examples import PHOTOGRAPHS, demo
-from m3dec.examples.demo import Answer, PictureModel, Timing, expressions_of, read_picture
+from m3dec.examples.demo import Answer, ImageModel, Timing, expressions_of, read_image
 from m3dec.hub import PHOTOS_CHECKPOINT, SCENES_CHECKPOINT
 from m3dec.processing.image_processing_m3dec import M3DecImageProcessor
 from m3dec.processing.images import rgb_array
@@ -47,8 +47,8 @@ def pipe():
 
 
 @pytest.fixture
-def scenes_model() -> PictureModel:
-    return PictureModel(SCENES_CHECKPOINT)
+def scenes_model() -> ImageModel:
+    return ImageModel(SCENES_CHECKPOINT)
 
 
 def scene(number: int) -> np.ndarray:
@@ -78,7 +78,7 @@ def test_a_picture_is_encoded_once_however_often_it_is_asked_about(scenes_model,
     second = scenes_model.ask(scene(0), QUESTIONS[1:], threshold=0.3)[1]
     scenes_model.attention(scene(0), QUESTIONS[2])
     assert len(encoded) == 1
-    assert second.picture == first.picture > 0  # what it took the first time
+    assert second.image == first.image > 0  # what it took the first time
     scenes_model.ask(scene(0)[:, ::-1], QUESTIONS[:1])
     assert len(encoded) == 2
 
@@ -91,7 +91,7 @@ def test_the_picture_that_was_not_asked_about_for_longest_is_forgotten(scenes_mo
 
 
 @pytest.fixture(scope="module", params=["stretched", "letterboxed", "BERT's pieces"])
-def tiny(request, tmp_path_factory) -> PictureModel:
+def tiny(request, tmp_path_factory) -> ImageModel:
     """A small model of random weights, with each kind of processor."""
     folder = tmp_path_factory.mktemp("tiny")
     processor = word_processor(max_words=6) if request.param != "BERT's pieces" else bert_processor(max_words=6)
@@ -101,7 +101,7 @@ def tiny(request, tmp_path_factory) -> PictureModel:
         processor.image_processor = M3DecImageProcessor(size={"height": 64, "width": 64})
     tiny_model().save_pretrained(folder)
     processor.save_pretrained(folder)
-    return PictureModel(folder)
+    return ImageModel(folder)
 
 
 def test_a_mask_is_where_the_probability_is_above_the_threshold(tiny):
@@ -144,7 +144,7 @@ def test_words_that_the_model_does_not_know_or_does_not_read_are_named(tiny):
 @pytest.mark.parametrize("name", GOOD_PICTURES)
 def test_an_unusual_upload_is_read_as_the_pipeline_reads_it(name, tmp_path):
     path = GOOD_PICTURES[name][0](tmp_path)
-    np.testing.assert_array_equal(read_picture(path), rgb_array(path))
+    np.testing.assert_array_equal(read_image(path), rgb_array(path))
 
 
 def too_large(path: Path) -> Path:
@@ -158,7 +158,7 @@ def program(path: Path) -> Path:
 
 # name: (how the file is made, what the sentence says)
 BAD_UPLOADS = {
-    "truncated": (lambda p: truncated(p / "a.jpg"), "the picture is not.* truncated"),
+    "truncated": (lambda p: truncated(p / "a.jpg"), "the image is not.* truncated"),
     "40,000 x 40,000": (lambda p: bomb(p / "a.png"), "at most 40,000,000 pixels"),
     "144 megapixels": (lambda p: too_large(p / "a.png"), "at most 40,000,000 pixels, but this has 12,000 x 12,000"),
     "empty": (lambda p: written(p / "a.png", b""), "of 0 bytes, cannot be opened as such"),
@@ -171,18 +171,18 @@ BAD_UPLOADS = {
 def test_a_bad_upload_gives_a_sentence_without_the_servers_paths(name, tmp_path):
     make, message = BAD_UPLOADS[name]
     with pytest.raises(ValueError, match=message) as caught:
-        read_picture(make(tmp_path))
+        read_image(make(tmp_path))
     assert str(tmp_path) not in str(caught.value) and "BytesIO" not in str(caught.value)
 
 
 def test_no_picture_a_deleted_one_and_one_of_too_many_bytes_give_a_sentence(tmp_path, monkeypatch):
-    with pytest.raises(ValueError, match="A picture is needed"):
-        read_picture(None)
+    with pytest.raises(ValueError, match="An image is needed"):
+        read_image(None)
     with pytest.raises(ValueError, match="Upload it again"):
-        read_picture(tmp_path / "gone.png")
+        read_image(tmp_path / "gone.png")
     monkeypatch.setattr(demo, "MAX_BYTES", 100)
     with pytest.raises(ValueError, match="at most 100 bytes, but this has"):
-        read_picture(saved(photo(), tmp_path / "a.png"))
+        read_image(saved(photo(), tmp_path / "a.png"))
 
 
 def test_expressions_are_the_lines_that_hold_something():
@@ -217,8 +217,8 @@ def test_what_is_typed_cannot_become_part_of_the_page(scenes_model):
 
 
 def test_the_timing_tells_the_picture_from_the_expressions():
-    new = demo.timing_text(Timing(picture=90.0, remembered=False, expressions=30.0), 3)
-    again = demo.timing_text(Timing(picture=90.0, remembered=True, expressions=30.0), 1)
+    new = demo.timing_text(Timing(image=90.0, remembered=False, expressions=30.0), 3)
+    again = demo.timing_text(Timing(image=90.0, remembered=True, expressions=30.0), 1)
     assert "encoded in **90.0 ms**" in new and "3 in **30.0 ms**, 10.0 ms each" in new
     assert "**not encoded again**" in again and "each" not in again
 
@@ -246,7 +246,7 @@ def test_without_a_model_the_page_is_about_the_checkpoint_for_photographs(monkey
         loaded.append(folder)
         raise ValueError("enough")
 
-    monkeypatch.setattr(demo, "PictureModel", refuse)
+    monkeypatch.setattr(demo, "ImageModel", refuse)
     monkeypatch.setattr(signal, "signal", lambda *_: None)
     with pytest.raises(SystemExit, match="enough"):
         demo.main([])
@@ -261,10 +261,10 @@ def test_a_visitor_is_told_what_a_model_is_for(tmp_path):
 
 def test_the_examples_are_the_photographs_with_two_or_three_expressions_each(tmp_path, monkeypatch):
     monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path))
-    examples = demo.example_pictures()
+    examples = demo.example_images()
     assert [Path(path).name for path, _ in examples] == sorted(path.name for path in PHOTOGRAPHS.glob("*.jpg"))
     for path, expressions in examples:
-        assert Path(path).parent == tmp_path and read_picture(path).shape[2] == 3
+        assert Path(path).parent == tmp_path and read_image(path).shape[2] == 3
         assert len(expressions_of(expressions)) in (2, 3)
 
 
@@ -481,7 +481,7 @@ def test_two_hundred_mixed_requests_twenty_at_a_time_are_all_right_and_memory_st
     wrong = 0
     for request, given in zip(requests, answers, strict=True):
         if request[0] in bad:
-            wrong += not (isinstance(given, str) and "picture" in given)
+            wrong += not (isinstance(given, str) and "image" in given)
         else:
             wrong += given != by_pipeline(pipe, *request)
     print(f"{len(answers)} requests, {wrong} wrong, {before / 1024:.0f} MB, grown by {grown:.1%}")

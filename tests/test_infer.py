@@ -428,7 +428,7 @@ def test_what_cannot_be_an_input_is_said(folder, tmp_path):
         (tables, (), "no column 'sentences'; there are image, caption"),
         (tables, caption, "pass --image_root"),
         (tables, (*caption, "--image_column", "photo"), "no column 'photo'"),
-        (tables, ("--expressions_file", "a.csv", *caption, "--image_root", "."), "is for a folder of pictures"),
+        (tables, ("--expressions_file", "a.csv", *caption, "--image_root", "."), "is for a folder of images"),
         (folder, (), "pass --expressions"),
         (folder, ("--expressions", "a", "--expressions_file", "b"), "both are given"),
         (folder, ("--expressions", "a", "--threshold", "1"), "--threshold is between 0 and 1"),

@@ -4,10 +4,10 @@
     from onnx_segmenter import OnnxReferringSegmenter  # with the package: from m3dec.hub.runtimes.onnx_segmenter
 
     segmenter = OnnxReferringSegmenter("path/to/folder")
-    segmenter("kitchen.jpg", text=["the red mug", "the left chair"])  # the picture goes through the image half
+    segmenter("kitchen.jpg", text=["the red mug", "the left chair"])  # the image goes through the image half
     segmenter("kitchen.jpg", text="the window")  # and does not any more
 
-Pictures are resized by Pillow, as by `M3DecImageProcessorPil`.
+Images are resized by Pillow, as by `M3DecImageProcessorPil`.
 """
 
 import json
@@ -23,7 +23,7 @@ import onnxruntime
 from PIL import ExifTags, Image, ImageOps
 from tokenizers import Tokenizer
 
-GREY = 128  # of 255, a letterbox's border
+GRAY = 128  # of 255, a letterbox's border
 
 
 class OnnxReferringSegmenter:
@@ -31,7 +31,7 @@ class OnnxReferringSegmenter:
 
     Args:
         folder: what `export_onnx` wrote.
-        cache_size: of how many pictures the image half's answer is kept, the latest ones.
+        cache_size: of how many images the image half's answer is kept, the latest ones.
         threads: of onnxruntime; 0 lets it choose.
         providers: of onnxruntime, such as ("CUDAExecutionProvider",) with onnxruntime-gpu.
 
@@ -88,9 +88,9 @@ class OnnxReferringSegmenter:
             )
         texts = [text] if isinstance(text, str) else text
         input_ids, attention_mask = self.tokens(texts)
-        picture = rgb_array(image)
+        pixels = rgb_array(image)
         inputs = {
-            "image_features": self.features(picture),
+            "image_features": self.features(pixels),
             "image_index": np.zeros(len(texts), np.int64),
             "input_ids": input_ids,
             "attention_mask": attention_mask,
@@ -98,32 +98,32 @@ class OnnxReferringSegmenter:
         (logits,) = self.text_half.run(None, inputs)  # (N, h, w)
         answers = []
         for label, logit in zip(texts, logits, strict=True):
-            mask, score = self.mask_of(logit, picture.shape[:2], threshold)
+            mask, score = self.mask_of(logit, pixels.shape[:2], threshold)
             answers.append({"label": label, "score": score, "mask": Image.fromarray(mask.astype(np.uint8) * 255)})
         return answers
 
-    def features(self, picture: np.ndarray) -> np.ndarray:
+    def features(self, pixels: np.ndarray) -> np.ndarray:
         """F_enc (1, P, C) float32 of uint8 (H, W, 3): from the image half, or from memory if it was asked of late."""
-        key = picture.shape, sha256(np.ascontiguousarray(picture)).digest()
+        key = pixels.shape, sha256(np.ascontiguousarray(pixels)).digest()
         with self._lock:
             if key in self._features:
                 self._features.move_to_end(key)
                 return self._features[key]
-        (features,) = self.image_half.run(None, {"pixel_values": self.pixel_values(picture)})
+        (features,) = self.image_half.run(None, {"pixel_values": self.pixel_values(pixels)})
         with self._lock:
             self._features[key] = features
             while len(self._features) > self.cache_size:
                 self._features.popitem(last=False)
         return features
 
-    def pixel_values(self, picture: np.ndarray) -> np.ndarray:
+    def pixel_values(self, pixels: np.ndarray) -> np.ndarray:
         """uint8 (H, W, 3) stretched or letterboxed to S x S and normalized, (1, 3, S, S) float32."""
         settings = self.image_settings
         height, width = settings["size"]["height"], settings["size"]["width"]
-        image, resample = Image.fromarray(picture), Image.Resampling(settings["resample"])
+        image, resample = Image.fromarray(pixels), Image.Resampling(settings["resample"])
         if settings.get("do_letterbox", False):
-            top, left, new_height, new_width = letterbox_box(*picture.shape[:2], (height, width))
-            canvas = Image.new("RGB", (width, height), (GREY, GREY, GREY))
+            top, left, new_height, new_width = letterbox_box(*pixels.shape[:2], (height, width))
+            canvas = Image.new("RGB", (width, height), (GRAY, GRAY, GRAY))
             canvas.paste(image.resize((new_width, new_height), resample), (left, top))
         else:
             canvas = image.resize((width, height), resample)
@@ -166,7 +166,7 @@ class OnnxReferringSegmenter:
 
 
 def rgb_array(image) -> np.ndarray:
-    """An image as its upright RGB pixels, uint8 (H, W, 3): EXIF orientation applied, 16-bit grey scaled, transparent
+    """An image as its upright RGB pixels, uint8 (H, W, 3): EXIF orientation applied, 16-bit gray scaled, transparent
     pixels over white."""
     if isinstance(image, np.ndarray):
         fits = image.ndim == 2 or (image.ndim == 3 and image.shape[-1] in (1, 3, 4))
@@ -179,7 +179,7 @@ def rgb_array(image) -> np.ndarray:
     if not isinstance(image, str | os.PathLike | Image.Image):
         raise ValueError(
             f"An image must be a path, a PIL image or a uint8 array, but it is of type {type(image).__name__}. Encoded "
-            "bytes are opened with PIL.Image.open(io.BytesIO(data)); a list is asked picture by picture."
+            "bytes are opened with PIL.Image.open(io.BytesIO(data)); a list is asked image by image."
         )
     try:
         if isinstance(image, Image.Image):
@@ -197,8 +197,8 @@ def upright_rgb(image: Image.Image) -> np.ndarray:
     if image.getexif().get(ExifTags.Base.Orientation, 1) != 1:
         image = ImageOps.exif_transpose(image)
     if image.mode.startswith("I;16"):  # convert("RGB") would turn all above 255 white
-        grey = np.round(np.asarray(image).astype(np.float32) / 257).astype(np.uint8)
-        return np.repeat(grey[..., None], 3, axis=-1)
+        gray = np.round(np.asarray(image).astype(np.float32) / 257).astype(np.uint8)
+        return np.repeat(gray[..., None], 3, axis=-1)
     if image.mode in ("I", "F"):
         raise ValueError(f"mode {image.mode!r} does not say which values are black and white; scale it to 8 bits.")
     if image.has_transparency_data:
