@@ -518,7 +518,7 @@ def build_page(models: dict[str, ImageModel]):
     names = list(models)
     private = {"api_visibility": "private", "concurrency_id": "model"}
     with gradio.Blocks(title="m3dec", analytics_enabled=False, delete_cache=(600, 3600)) as page:
-        gradio.Markdown("# m3dec\nA image and a sentence go in, the mask of the thing meant comes out.")
+        gradio.Markdown("# m3dec\nAn image and an expression go in, the mask of the thing meant comes out.")
         note = gradio.Markdown(about(names[0]))
         with gradio.Row():
             with gradio.Column(scale=4, min_width=320):

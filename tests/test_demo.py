@@ -633,7 +633,7 @@ def test_a_browser_that_resolves_no_name_segments_shows_and_downloads(server, pi
     browser.click("tr.tr-body", expressions.splitlines()[0])
     browser.wait("document.querySelector('#answers table') && document.querySelector('#heat img')")
     assert all(expression in browser.text() for expression in expressions.splitlines())
-    assert "Picture: " in browser.text()
+    assert "Image: " in browser.text()
     browser.wait("!document.querySelector('#mask-file').disabled")
     expected = by_pipeline(pipe, PHOTOGRAPHS / name, expressions.splitlines())
     mask = browser.download("#mask-file")
