@@ -232,9 +232,10 @@ def write_my_data(my: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("page", pages_with("sh"))
 def test_the_shell_blocks_of_a_page_run_one_after_the_other(page, checkout, hub):
-    """As they stand, but with tiny recipes, two processes at most, and a double of the Hub."""
+    """As they stand, but with tiny recipes, drawn scenes for RefCOCO, two processes, and a double of the Hub."""
     code = "\n".join([BEFORE.get(page, ""), *blocks(page, "sh")])
     code = re.sub(r"--nproc_per_node \d+", "--nproc_per_node 2", code).replace("--mosaics 5000", "--mosaics 4")
+    code = code.replace("--dataset refcoco --split_by unc", "--dataset scenes --split_by scenes")
     code = code.replace("hf auth login", f"hf auth login --token {TOKENS['owner']}")
     if importlib.util.find_spec("onnxruntime") is None:
         code = "\n".join(line for line in code.splitlines() if "--onnx" not in line)
