@@ -12,6 +12,7 @@ import subprocess
 import sys
 from argparse import ArgumentParser
 from importlib import import_module
+from importlib.metadata import entry_points
 from pathlib import Path
 
 import pytest
@@ -21,7 +22,6 @@ from test_coco_files import write_the_pages_files
 from test_examples import TINY
 
 from m3dec.examples import PHOTOGRAPHS
-from m3dec.examples.command_line import COMMANDS
 from m3dec.examples.training.recipe import parse_recipe
 from m3dec.processing.referring_data import load_referring_dataset
 from m3dec.processing.referring_data.scenes import write_scenes
@@ -31,6 +31,7 @@ README = REPOSITORY / "README.md"
 PAGES = {path.stem: path.read_text(encoding="utf-8") for path in [README, *sorted((REPOSITORY / "docs").glob("*.md"))]}
 BLOCK = re.compile(r"^```(\w+)\n(.*?)^```\n", re.MULTILINE | re.DOTALL)
 RUN = re.compile(r"`((?:m3dec |(?:python|torchrun|accelerate) [^`]*examples/)[^`…]+)`")  # within a sentence or a table
+[M3DEC] = entry_points(group="console_scripts", name="m3dec")  # the command
 TAKE_TRAINING_FLAGS = ("train", "study", "benchmarks.benchmark_training")
 TAKE_NO_FLAGS = ("quickstart", "model_size")
 OPTIONAL = ("onnxruntime", "gradio")  # packages of the extras, which not every machine has
@@ -89,7 +90,7 @@ def commands_of(page: str) -> list[list[str]]:
 def program_of(words: list[str]) -> tuple[str, str, list[str]]:
     """The module below m3dec.examples, its function, and the function's arguments."""
     if words[0] == "m3dec":
-        module, function, _ = COMMANDS[words[1]]
+        module, function, _ = import_module(M3DEC.module).COMMANDS[words[1]]
         return module.removeprefix("m3dec.examples."), function, words[2:]
     assert words[0] in ("python", "torchrun", "accelerate"), words
     number = next(number for number, word in enumerate(words) if word.endswith(".py"))
@@ -168,7 +169,7 @@ m3dec prepare --output_dir outputs/my_data --num_shards 1""",
 }
 PROGRAMS = {  # what they start; those that install or test start nothing
     "python": f"exec {sys.executable}",
-    "m3dec": f"exec {sys.executable} -m m3dec.examples.command_line",
+    "m3dec": f"exec {sys.executable} -m {M3DEC.module}",
     "torchrun": f"exec {sys.executable} -m torch.distributed.run --standalone",
     "hf": f"exec {sys.executable} -m huggingface_hub.cli.hf",
     "pip": "exit 0",
