@@ -19,86 +19,28 @@ import shutil
 import signal
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
-import datasets
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedType, broadcast, broadcast_object_list, gather, set_seed
-from filelock import FileLock, Timeout
-from timm.layers import convert_sync_batchnorm
-from timm.utils import ModelEmaV3
-from torch import Tensor, nn
+from accelerate.utils import broadcast, broadcast_object_list
+from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
-from torch.optim.lr_scheduler import LambdaLR
-from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from m3dec import M3DecForImageSegmentation, M3DecProcessor
+from m3dec import M3DecForImageSegmentation
 from m3dec.examples.evaluation.loop import evaluate
 from m3dec.examples.evaluation.tables import by_kind, by_set, listening, table
-from m3dec.examples.training.checkpoints import newest_checkpoint, read_checkpoint, write_checkpoint
-from m3dec.examples.training.parts import (
-    batch_sizes,
-    build_loader,
-    build_model,
-    build_optimizer,
-    check_packages,
-    counts_of,
-    evaluation_images,
-    freezes_text_encoder,
-    normalized,
-    rate_at,
-    read_data,
-)
+from m3dec.examples.training.parts import freezes_text_encoder, normalized
 from m3dec.examples.training.recipe import TrainingRecipe, parse_recipe, write_recipe
 from m3dec.examples.training.report import draw_curves, draw_samples
+from m3dec.examples.training.resuming import caught_signals, latest_signal, resume, save_checkpoint
+from m3dec.examples.training.state import Training, build_accelerator, locked
 from m3dec.examples.user_errors import exits_with_message
 from m3dec.hub.outward.model_card import write_model_card
 from m3dec.hub.outward.push import PushError, open_repository, push_model
-from m3dec.processing.referring_data.readers.tables import image_ids
-from m3dec.processing.referring_data.sampling import ShuffledByEpoch
 
-LISTENS_BY = 200  # steps after the warm-up; a training that works follows the words by then
-
-
-@dataclass
-class Progress:
-    """How far a training is."""
-
-    step: int = 0  # optimisation steps done
-    best: float = -1.0  # mIoU of output_dir/best
-    minutes: float = 0.0  # spent, over all runs
-
-
-@dataclass
-class Training:
-    """What the steps of a training read and change."""
-
-    recipe: TrainingRecipe
-    accelerator: Accelerator
-    model: M3DecForImageSegmentation
-    wrapped: nn.Module  # the model as accelerate runs it
-    average: ModelEmaV3 | None  # of the weights
-    processor: M3DecProcessor
-    optimizer: torch.optim.Optimizer
-    schedule: LambdaLR
-    batches: DataLoader
-    order: ShuffledByEpoch
-    accumulation: int  # batches of a step on each process
-    step_size: int  # pictures of a step on all processes
-    steps_per_epoch: int
-    total_steps: int
-    held_out: datasets.Dataset
-    held_out_sets: dict[str, set[int]]  # of each set in it the image_ids
-    counts: dict[str, dict[str, int]]  # of each split its pictures, references and sentences
-    progress: Progress = dataclasses.field(default_factory=Progress)
-
-    @property
-    def evaluated(self) -> M3DecForImageSegmentation:
-        """The model that is measured and saved."""
-        return self.model if self.average is None else self.average.module
+BLIND_CHECK = 200  # steps after the warm-up, by which a training that works follows the words
 
 
 @exits_with_message
@@ -114,8 +56,8 @@ def main(arguments: list[str] | None = None):
             "--output_dir, or delete it."
         )
     accelerator = build_accelerator(recipe)
-    with alone_in(output) if accelerator.is_main_process else contextlib.nullcontext():
-        training = prepare(recipe, accelerator)
+    with locked(output) if accelerator.is_main_process else contextlib.nullcontext():
+        training = Training(recipe, accelerator)
         if recipe.resume_from_checkpoint:
             resume(training)
         repository = open_own_repository(recipe, accelerator) if recipe.push_to_hub else None
@@ -125,19 +67,6 @@ def main(arguments: list[str] | None = None):
         if repository and accelerator.is_main_process:
             push_best(recipe, repository, training.progress.step)
         accelerator.end_training()
-
-
-@contextlib.contextmanager
-def alone_in(folder: Path):
-    """Make `folder`, and end the program where another training writes there: it would delete this one's files."""
-    folder.mkdir(parents=True, exist_ok=True)
-    try:
-        with FileLock(folder / ".lock", timeout=0):  # given back even by a process that is killed
-            yield
-    except Timeout as error:
-        raise SystemExit(
-            f"Another training is running in {folder}. Wait for it, or choose another --output_dir."
-        ) from error
 
 
 def open_own_repository(recipe: TrainingRecipe, accelerator: Accelerator) -> str:
@@ -166,7 +95,7 @@ def push_best(recipe: TrainingRecipe, repository: str, steps: int) -> None:
 def train(training: Training) -> None:
     """From the step where it is to the last."""
     recipe, accelerator, progress = training.recipe, training.accelerator, training.progress
-    began = time.monotonic() - 60 * progress.minutes
+    start = time.monotonic() - 60 * progress.minutes
     hidden = not accelerator.is_local_main_process
     bar = tqdm(total=training.total_steps, initial=progress.step, desc="training", disable=hidden)
     training_mode(training)
@@ -175,7 +104,7 @@ def train(training: Training) -> None:
             for window in rest_of_epoch(training):
                 losses = train_step(training, window)
                 progress.step += 1
-                progress.minutes = (time.monotonic() - began) / 60
+                progress.minutes = (time.monotonic() - start) / 60
                 last = progress.step == training.total_steps
                 bar.update()
                 bar.set_postfix(loss=f"{losses['loss'].item():.3f}")
@@ -183,7 +112,7 @@ def train(training: Training) -> None:
                     log(training, losses, bar.format_dict["rate"])
                 if progress.step % (recipe.eval_steps or training.steps_per_epoch) == 0 or last:
                     evaluate_and_save(training, losses)
-                elif progress.step == recipe.num_warmup_steps + LISTENS_BY:
+                elif progress.step == recipe.num_warmup_steps + BLIND_CHECK:
                     warn_if_blind(training, evaluate_held_out(training))
                 asked = latest_signal(signals, accelerator)
                 if asked or (recipe.checkpointing_steps and progress.step % recipe.checkpointing_steps == 0):
@@ -254,14 +183,12 @@ def not_finite(what: str, sent_ids: list[int], training: Training) -> str:
 def reconstruction_spread(model: M3DecForImageSegmentation, outputs, attention_mask: Tensor) -> Tensor:
     """How far LFR's targets differ within a batch: a scalar near 0 says that they collapsed to a constant (Eq. 4)."""
     words, sentences = outputs.word_features, outputs.sentence_features
-    return (
-        model.language_reconstruction.project(words, sentences, attention_mask.bool()).std(dim=0, correction=0).mean()
-    )
+    targets = model.language_reconstruction.project(words, sentences, attention_mask.bool())
+    return targets.std(dim=0, correction=0).mean()
 
 
 def training_mode(training: Training) -> None:
-    """As `model.train()`, but the batch norms that the recipe freezes keep their statistics, and a BERT that it
-    freezes drops nothing out."""
+    """As `model.train()`, but frozen batch norms keep their statistics, and a frozen BERT drops nothing out."""
     training.wrapped.train()
     backbone = training.model.model.vision_encoder.backbone
     parts = {"none": (), "backbone": backbone.modules(), "all": training.model.modules()}
@@ -270,72 +197,6 @@ def training_mode(training: Training) -> None:
             module.eval()
     if freezes_text_encoder(training.recipe, training.model):
         training.model.model.language_encoder.text_encoder.eval()
-
-
-def build_accelerator(recipe: TrainingRecipe) -> Accelerator:
-    """What spreads the training over processes and devices, tells a tracker, and draws the recipe's random numbers."""
-    accelerator = Accelerator(
-        mixed_precision=recipe.mixed_precision,
-        cpu=recipe.cpu or not torch.accelerator.is_available(),  # unasked, a CPU would make each process the only one
-        log_with=recipe.report_to if recipe.with_tracking else None,
-        project_dir=Path(recipe.output_dir) / "tracking",
-    )
-    if recipe.with_tracking and not accelerator.log_with:
-        raise SystemExit(
-            f"--with_tracking logs to {recipe.report_to}, which is not installed: pip install {recipe.report_to}, or "
-            "leave the flag out; metrics.jsonl and curves.png are always written."
-        )
-    if accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM):
-        raise SystemExit(
-            f"This launch configuration asks for {accelerator.distributed_type.value}, which spreads one model over "
-            "GPUs. The largest recipe has 211 M parameters: use MULTI_GPU, which keeps all of it on each."
-        )
-    if recipe.sync_batch_norm and accelerator.device.type != "cuda":
-        raise SystemExit("--sync_batch_norm is for GPUs, but this training is on the CPU. Leave it out.")
-    set_seed(recipe.seed)
-    settings = {name: str(value) for name, value in dataclasses.asdict(recipe).items()}
-    accelerator.init_trackers("m3dec", settings)
-    return accelerator
-
-
-def prepare(recipe: TrainingRecipe, accelerator: Accelerator) -> Training:
-    """All that the recipe describes, at the first step."""
-    check_packages(recipe)  # before data are drawn, which takes minutes
-    with accelerator.main_process_first():
-        training, held_out = read_data(recipe)
-    all_training, all_held_out = (datasets.concatenate_datasets(sets) for sets in (training, list(held_out.values())))
-    counts = {recipe.train_split: counts_of(all_training), recipe.eval_split: counts_of(all_held_out)}
-    held_out = {name: evaluation_images(table, recipe.eval_images) for name, table in held_out.items()}
-    model, processor = build_model(recipe, all_training, accelerator)
-    if recipe.sync_batch_norm and accelerator.num_processes > 1:
-        model = convert_sync_batchnorm(model)  # timm's: torch's own would drop the activations in its norms
-    batch_size, accumulation = batch_sizes(recipe, accelerator.num_processes)
-    step_size = batch_size * accumulation * accelerator.num_processes
-    batches, order = build_loader(recipe, training, processor, model.config, batch_size, step_size)
-    optimizer = build_optimizer(model, recipe)
-    wrapped, optimizer, batches = accelerator.prepare(model, optimizer, batches)
-    set_seed(recipe.seed, device_specific=True)  # the weights are the same everywhere, dropout is not
-    steps_per_epoch = len(batches) // accumulation  # all of one size: what is left over is left out
-    total_steps = recipe.max_train_steps or recipe.num_train_epochs * steps_per_epoch
-    return Training(
-        recipe=recipe,
-        accelerator=accelerator,
-        model=model,
-        wrapped=wrapped,
-        average=ModelEmaV3(model, decay=recipe.ema_decay, use_warmup=True) if recipe.ema_decay else None,
-        processor=processor,
-        optimizer=optimizer,
-        schedule=LambdaLR(optimizer, rate_at(recipe, steps_per_epoch, total_steps)),
-        batches=batches,
-        order=order,
-        accumulation=accumulation,
-        step_size=step_size,
-        steps_per_epoch=steps_per_epoch,
-        total_steps=total_steps,
-        held_out=datasets.concatenate_datasets(list(held_out.values())),
-        held_out_sets={name: image_ids(table) for name, table in held_out.items()},
-        counts=counts,
-    )
 
 
 def log(training: Training, losses: dict[str, Tensor], steps_per_second: float | None) -> None:
@@ -347,7 +208,7 @@ def log(training: Training, losses: dict[str, Tensor], steps_per_second: float |
 
 
 def evaluate_and_save(training: Training, losses: dict[str, Tensor]) -> None:
-    """Measure, write the figures, the pictures, and the folders last/ and, where it is, best/."""
+    """Measure, write the figures, the drawings, and the folders last/ and, if it is the best so far, best/."""
     progress, output = training.progress, Path(training.recipe.output_dir)
     results = evaluate_held_out(training)
     figures, sets = by_kind(results), by_set(results, training.held_out_sets)
@@ -356,7 +217,8 @@ def evaluate_and_save(training: Training, losses: dict[str, Tensor]) -> None:
     progress.best = max(progress.best, figures["all"]["miou"])
     peaks, chance = warn_if_blind(training, results)
     measured = {"figures": figures} | ({"sets": sets} if sets else {})
-    heard = {} if math.isnan(peaks) else {"peak_in_target": peaks, "blind_chance": chance}
+    if not math.isnan(peaks):
+        measured |= {"peak_in_target": peaks, "blind_chance": chance}
     if training.accelerator.is_main_process:
         tqdm.write(f"step {progress.step}, {progress.minutes:.1f} min, loss {loss:.4f}\n{table(figures)}")
         if sets:
@@ -364,14 +226,15 @@ def evaluate_and_save(training: Training, losses: dict[str, Tensor]) -> None:
         save(training, figures, output / "last")
         if improved:
             save(training, figures, output / "best")
-        record(training, loss=loss, **measured, **heard)  # when it is saved: `resume` believes it
+        record(training, loss=loss, **measured)  # after the folders: `resume` takes a line here as their proof
         draw_curves(output / "metrics.jsonl", output / "curves.png")
         draw_samples(training.evaluated, training.processor, training.held_out, output / "samples.png")
+    training_mode(training)
     training.accelerator.wait_for_everyone()
 
 
 def evaluate_held_out(training: Training) -> list:
-    """The results of all sentences held out, of the model as it would be saved now."""
+    """The results of all expressions held out, of the model as it would be saved now."""
     model, accelerator = training.evaluated, training.accelerator
     broadcast(list(model.buffers()))  # each process has batch norms of its own; the first one's are saved
     at_once = training.recipe.per_device_eval_batch_size
@@ -384,7 +247,7 @@ def warn_if_blind(training: Training, results: list) -> tuple[float, float]:
     """Say so where the answers do not depend on the words; return what `listening` measured."""
     peaks, chance = listening(results)
     step, main = training.progress.step, training.accelerator.is_main_process
-    if main and step >= training.recipe.num_warmup_steps + LISTENS_BY and peaks <= 1.25 * chance:
+    if main and step >= training.recipe.num_warmup_steps + BLIND_CHECK and peaks <= 1.25 * chance:
         tqdm.write(
             f"STUCK BLIND at step {step}? The answers peak in their target for {peaks:.0%} of the expressions; a model "
             f"that never reads them reaches {chance:.0%}. A lower --learning_rate, more --num_warmup_steps, "
@@ -393,37 +256,13 @@ def warn_if_blind(training: Training, results: list) -> tuple[float, float]:
     return peaks, chance
 
 
-@contextlib.contextmanager
-def caught_signals():
-    """A list to which SIGTERM (save and stop) and SIGUSR1 (save and go on) are added as they come."""
-    received, numbers = [], (signal.SIGTERM, signal.SIGUSR1)
-    before = [signal.signal(number, lambda number, frame: received.append(number)) for number in numbers]
-    try:
-        yield received
-    finally:
-        for number, handler in zip(numbers, before, strict=True):
-            signal.signal(number, handler)
-
-
-def latest_signal(received: list[int], accelerator: Accelerator) -> int:
-    """The signal that any process got since the last call, SIGTERM before the other; 0 for none."""
-    new = received[:]
-    del received[: len(new)]  # not one that comes right now
-    asked = signal.SIGTERM if signal.SIGTERM in new else int(bool(new)) * signal.SIGUSR1
-    if accelerator.num_processes > 1:
-        everywhere = gather(torch.tensor([int(asked)], device=accelerator.device)).tolist()
-        asked = signal.SIGTERM if signal.SIGTERM in everywhere else max(everywhere)
-    return int(asked)
-
-
 def save(training: Training, figures: dict, folder: Path) -> None:
     """A complete `from_pretrained` folder with its card, written beside its place and moved there when it is whole."""
-    temporary = folder.with_name(folder.name + ".tmp")
+    temporary, old = folder.with_name(folder.name + ".tmp"), folder.with_name(folder.name + ".old")
     shutil.rmtree(temporary, ignore_errors=True)
     training.evaluated.save_pretrained(temporary)
     training.processor.save_pretrained(temporary)
-    kind = training.accelerator.device.type
-    device = torch.cuda.get_device_name() if kind == "cuda" else kind.upper()
+    on_gpu = training.accelerator.device.type == "cuda"
     sets = training.recipe.sets if training.recipe.eval_mix else [training.recipe]
     write_model_card(
         temporary,
@@ -432,100 +271,17 @@ def save(training: Training, figures: dict, folder: Path) -> None:
         " and ".join(data.describe() for data in sets),
         training.progress.step,
         counts=training.counts,
-        device=device,
+        device=torch.cuda.get_device_name() if on_gpu else training.accelerator.device.type.upper(),
         mixed_precision=training.accelerator.mixed_precision,
         num_processes=training.accelerator.num_processes,
         minutes=training.progress.minutes,
         license=training.recipe.license,
     )
-    old = folder.with_name(folder.name + ".old")
     shutil.rmtree(old, ignore_errors=True)
     if folder.exists():
-        folder.rename(old)  # a folder that is being deleted is not seen under its own name
+        folder.rename(old)  # so that a folder half deleted never has the name of a whole one
     temporary.rename(folder)
     shutil.rmtree(old, ignore_errors=True)
-
-
-def save_checkpoint(training: Training) -> None:
-    """Everything that `resume` needs to go on as if nothing had happened."""
-    state = {name: part.state_dict() for name, part in stateful(training).items()}
-    state["progress"], state["settings"] = dataclasses.asdict(training.progress), lasting_settings(training)
-    # Dropout's random numbers, and each process's own batch norms.
-    process = {"rng": torch.get_rng_state(), "buffers": dict(training.model.named_buffers())}
-    if torch.cuda.is_available():
-        process["cuda_rng"] = torch.cuda.get_rng_state()
-    folder, limit = Path(training.recipe.output_dir) / "checkpoints", training.recipe.checkpoints_total_limit
-    write_checkpoint(folder, training.progress.step, state, process, training.accelerator, limit)
-
-
-def resume(training: Training) -> None:
-    """Go on from a checkpoint, and forget figures of later steps, which will be measured again; but best/, which may be
-    of a later step, stays until one is better."""
-    output, wanted = Path(training.recipe.output_dir), training.recipe.resume_from_checkpoint
-    path = newest_checkpoint(output / "checkpoints") if wanted == "newest" else Path(wanted)
-    if path is None:
-        training.accelerator.print(f"no whole checkpoint in {output / 'checkpoints'} yet: starting at step 0")
-    else:
-        load_checkpoint(training, path)
-        training.accelerator.print(f"going on from {path}, step {training.progress.step}")
-    metrics = output / "metrics.jsonl"
-    if training.accelerator.is_main_process and metrics.exists():
-        lines = metrics.read_text(encoding="utf-8").splitlines(keepends=True)
-        lines = [(line, json.loads(line)) for line in lines if line.endswith("\n")]
-        best = max((fields["figures"]["all"]["miou"] for _, fields in lines if "figures" in fields), default=-1.0)
-        if best > training.progress.best:
-            print(f"best/ stays the model of a later step, of mIoU {best:.4f}, until one is better")
-            training.progress.best = best
-        kept = [line for line, fields in lines if fields["step"] <= training.progress.step]
-        metrics.with_suffix(".tmp").write_text("".join(kept), encoding="utf-8")
-        metrics.with_suffix(".tmp").rename(metrics)
-
-
-def load_checkpoint(training: Training, path: Path) -> None:
-    """Put everything back to where `save_checkpoint` was, but learning rates and decay to what the recipe says now."""
-    try:
-        state, process = read_checkpoint(path, training.accelerator)
-    except (ValueError, OSError) as error:
-        raise SystemExit(str(error)) from error
-    parts, schedule, groups = stateful(training), training.schedule, training.optimizer.param_groups
-    found, expected = state.get("settings"), lasting_settings(training)
-    if found != expected or parts.keys() | {"progress", "settings"} != state.keys():
-        raise SystemExit(
-            f"A training goes on with the recipe it was started by, but {path} has {', '.join(sorted(state))} of "
-            f"{found}, and this recipe {', '.join(sorted(parts))} of {expected}. Learning rates, decay, lengths and "
-            "intervals may change."
-        )
-    settings = [{name: group[name] for name in ("initial_lr", "weight_decay")} for group in groups]
-    for name, part in parts.items():
-        part.load_state_dict(state[name])
-    for group, setting in zip(training.optimizer.param_groups, settings, strict=True):
-        rate = setting["initial_lr"] * schedule.lr_lambdas[0](schedule.last_epoch)
-        group.update(setting, lr=rate)
-    schedule.base_lrs = [setting["initial_lr"] for setting in settings]
-    for name, buffer in training.model.named_buffers():
-        buffer.copy_(process["buffers"][name])
-    torch.set_rng_state(process["rng"])
-    if "cuda_rng" in process and torch.cuda.is_available():
-        torch.cuda.set_rng_state(process["cuda_rng"])
-    training.progress = Progress(**state["progress"])
-
-
-def lasting_settings(training: Training) -> dict:
-    """What must be the same when a training goes on: with another, the state would fit and mean something else."""
-    names = ("seed", "optimizer", "sentences", "expressions_per_image")
-    settings = {name: getattr(training.recipe, name) for name in names}
-    if set(training.recipe.weights) != {1.0}:
-        settings["weights"] = training.recipe.weights
-    if freezes_text_encoder(training.recipe, training.model):
-        settings["text_encoder"] = "frozen"  # the optimizer has no state of it
-    return settings | {"images_per_step": training.step_size, "steps_per_epoch": training.steps_per_epoch}
-
-
-def stateful(training: Training) -> dict:
-    """What a checkpoint holds the state of."""
-    parts = {"model": training.model, "optimizer": training.optimizer, "schedule": training.schedule}
-    parts |= {"average": training.average, "scaler": training.accelerator.scaler}
-    return {name: part for name, part in parts.items() if part is not None}
 
 
 def record(training: Training, **values) -> None:

@@ -4,8 +4,9 @@ import torch
 from accelerate.utils import set_seed
 
 from m3dec.examples import train
+from m3dec.examples.training import state
 
-build_model, normalized = train.build_model, train.normalized
+build_model, normalized = state.build_model, train.normalized
 
 
 def double_model(*arguments):
@@ -23,5 +24,5 @@ def double_batch(batch, image_processor):
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    train.build_model, train.normalized = double_model, double_batch
+    state.build_model, train.normalized = double_model, double_batch
     train.main()

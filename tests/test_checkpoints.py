@@ -24,6 +24,7 @@ from test_modeling_m3dec import TINY_SWIN
 
 from m3dec import M3DecForImageSegmentation, M3DecProcessor
 from m3dec.examples import train
+from m3dec.examples.training import resuming
 from m3dec.examples.training.checkpoints import is_whole, newest_checkpoint, read_checkpoint, write_checkpoint
 from m3dec.processing.referring_data.scenes import write_scenes
 
@@ -61,17 +62,17 @@ def number_of_steps(recipe: Path) -> int:
 
 def interrupted_at(step: int, recipe: Path, output: Path, monkeypatch, *flags) -> None:
     """Train, end after the checkpoint of `step` was written, and go on to the end."""
-    write, flags = train.write_checkpoint, (*flags, "--checkpointing_steps", str(step))
+    write, flags = resuming.write_checkpoint, (*flags, "--checkpointing_steps", str(step))
 
     def write_and_end(folder, now, *arguments):
         write(folder, now, *arguments)
         if now == step:
             raise Interrupted
 
-    monkeypatch.setattr(train, "write_checkpoint", write_and_end)
+    monkeypatch.setattr(resuming, "write_checkpoint", write_and_end)
     with pytest.raises(Interrupted):
         train.main([str(recipe), "--output_dir", str(output), *flags])
-    monkeypatch.setattr(train, "write_checkpoint", write)
+    monkeypatch.setattr(resuming, "write_checkpoint", write)
     torch.manual_seed(999)  # a new process would not know where dropout was
     train.main([str(recipe), "--output_dir", str(output), "--resume_from_checkpoint", "newest", *flags])
 
@@ -268,7 +269,7 @@ def test_a_training_does_not_go_on_with_what_would_make_its_state_mean_something
 def test_two_trainings_do_not_write_into_one_folder(small, halfway):
     before = contents(halfway)
     flags = ["--output_dir", str(halfway), "--resume_from_checkpoint", "newest"]
-    with train.alone_in(halfway), pytest.raises(SystemExit, match=r"Another training is running in .*run\. Wait"):
+    with train.locked(halfway), pytest.raises(SystemExit, match=r"Another training is running in .*run\. Wait"):
         train.main([str(small), *flags])
     assert contents(halfway) == before
 

@@ -55,7 +55,7 @@ SMALL = {
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
-    """Three sets of scenes about the same pictures, one of them prepared; a tiny BERT; a tiny model."""
+    """Three sets of scenes about the same images, one of them prepared; a tiny BERT; a tiny model."""
     folder = tmp_path_factory.mktemp("recipes")
     for dataset in ("scenes", "refcoco+", "refcocog"):
         write_scenes(folder / "data", {"train": 4, "val": 2}, dataset=dataset)
@@ -109,7 +109,7 @@ def test_a_recipe_takes_a_step_with_the_architecture_that_it_names(path, folder,
     assert {name: getattr(model.config, name) for name in named} == named
     assert (model.config.text_config is None) == (not read_recipe(path).get("text_encoder"))
     card = (tmp_path / "run" / "last" / "README.md").read_text()
-    references = int(re.search(r"\| train \| \d+ \| (\d+) \|", card)[1])  # a set of 4 pictures has 12 to 24
+    references = int(re.search(r"\| train \| \d+ \| (\d+) \|", card)[1])  # a set of 4 images has 12 to 24
     assert (references > 24) == bool(read_recipe(path).get("mix"))
 
 

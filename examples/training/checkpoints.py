@@ -22,15 +22,8 @@ MANIFEST = "manifest.json"
 def write_checkpoint(folder: Path, step: int, training: dict, process: dict, accelerator: Accelerator, limit: int):
     """Write `folder/step-…`, then delete all but the newest `limit` checkpoints.
 
-    Those of later steps go first: a training that went on from an earlier one makes them anew.
-
-    Args:
-        folder: of all checkpoints.
-        step: the optimisation steps done.
-        training: what is the same on all processes; the main one's is written.
-        process: what each process has of its own.
-        accelerator: of the training.
-        limit: checkpoints to keep, at least 1.
+    `training` is the same on all processes, so the main one's is written; `process` is each process's own. Checkpoints
+    of later steps are deleted first: a training that went on from an earlier one makes them anew.
 
     Raises:
         OSError: the disk is full or fails, at this file; the checkpoints before are as they were.
@@ -48,15 +41,14 @@ def write_checkpoint(folder: Path, step: int, training: dict, process: dict, acc
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
         manifest = {path.name: _sha256(path) for path in sorted(temporary.iterdir())}
-        with (temporary / MANIFEST).open("w", encoding="utf-8") as file:
-            json.dump(manifest, file, indent=2)
-            _sync(file)
-        _sync_folder(temporary)
+        (temporary / MANIFEST).write_text(json.dumps(manifest, indent=2), encoding="utf-8")
+        _sync(temporary / MANIFEST)
+        _sync(temporary)
         for path in folder.glob("step-????????"):
             if path >= final:  # this step's, where it did not verify, and later ones
                 shutil.rmtree(path, ignore_errors=True)
         temporary.rename(final)
-        _sync_folder(folder)
+        _sync(folder)
         for old in sorted(folder.glob("step-????????"))[:-limit]:
             shutil.rmtree(old)
     accelerator.wait_for_everyone()
@@ -96,7 +88,7 @@ def _write(path: Path, content: dict) -> None:
     try:
         with path.open("wb") as file:
             torch.save(content, file)
-            _sync(file)
+        _sync(path)
     except (OSError, RuntimeError) as error:
         cause = error.__context__ if isinstance(error, RuntimeError) else error  # torch.save hides a full disk
         if isinstance(cause, OSError):
@@ -104,13 +96,9 @@ def _write(path: Path, content: dict) -> None:
         raise
 
 
-def _sync(file) -> None:
-    file.flush()
-    os.fsync(file.fileno())
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
+def _sync(path: Path) -> None:
+    """Have the disk keep a file, or the names in a folder, now."""
+    descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:

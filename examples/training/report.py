@@ -2,15 +2,16 @@
 
 import json
 import math
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
 import datasets
 import torch
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogFormatter
+from PIL import Image
 
 from m3dec.examples.evaluation.loop import text_field
 from m3dec.processing.drawing import TEXT_COLOR, contact_sheet, outline, overlay
@@ -18,27 +19,23 @@ from m3dec.processing.referring_data.sampling import references_by_image, usable
 from m3dec.processing.referring_data.schema import decode_mask
 from m3dec.processing.referring_iou import intersection_and_union
 
-# Okabe and Ito's, told apart by colour-blind eyes too; their yellow is too faint on white.
+# Okabe and Ito's, told apart by color-blind eyes too; their yellow is too faint on white.
 COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#303030")
 LOSSES = {"loss": "sum", "mask_loss": "mask", "reconstruction_loss": "LFR"}  # Eq. 5
 SCORES = {"miou": "mIoU", "oiou": "oIoU"} | {f"pr@0.{tenth}": f"Pr@0.{tenth}" for tenth in range(5, 10)}
-NAME_HEIGHT = 15  # of a curve's name, in pixels
 CELL_WIDTH = 180  # of samples.png, in pixels
 
 Series = tuple[list[float], list[float]]  # steps and values
 
 
-def draw_curves(metrics: Path, picture: Path) -> None:
-    """Draw a run's `metrics.jsonl` as a PNG file, which is put in its place when it is whole.
-
-    Lines that are not whole, as of a run that was killed, are left out; panels without figures yet say so.
-    """
+def draw_curves(metrics: Path, path: Path) -> None:
+    """Draw a run's `metrics.jsonl` as a PNG file. Panels without figures yet say so."""
     lines = read_metrics(metrics)
-    write_whole(picture, lambda path: curves_figure(lines).savefig(path, format="png"))
+    write_whole(path, lambda temporary: curves_figure(lines).savefig(temporary, format="png"))
 
 
 def read_metrics(metrics: Path) -> list[dict]:
-    """The whole lines of a `metrics.jsonl`, in order of their steps."""
+    """The whole lines of a `metrics.jsonl`, in order of their steps. A run that was killed may leave others."""
     lines = []
     for line in metrics.read_text(encoding="utf-8", errors="replace").splitlines():
         try:
@@ -52,11 +49,9 @@ def read_metrics(metrics: Path) -> list[dict]:
 
 def curves_figure(lines: list[dict]) -> Figure:
     """Six panels over the steps: losses, scores, mIoU by kind, peak in the target, learning rate and speed."""
-    figure = Figure(figsize=(13, 7), dpi=100)
-    FigureCanvasAgg(figure)
-    panels = figure.subplots(2, 3, gridspec_kw={"wspace": 0.52, "hspace": 0.32}).flat
-    figure.subplots_adjust(left=0.045, right=0.905, top=0.95, bottom=0.1)
-    figure.supxlabel("optimisation steps", fontsize=10, color=TEXT_COLOR)
+    figure = Figure(figsize=(13, 7), dpi=100, layout="constrained")
+    panels = figure.subplots(2, 3).flat
+    figure.supxlabel("optimization steps", fontsize=10, color=TEXT_COLOR)
     trained = [line for line in lines if "figures" not in line]
     measured = [line for line in lines if "figures" in line]
 
@@ -69,8 +64,7 @@ def curves_figure(lines: list[dict]) -> Figure:
     peaks = {"model": series(measured, "peak_in_target"), "blind": series(measured, "blind_chance")}
     draw_panel(next(panels), "surest pixel in the target, percent", peaks, scale="percent")
     draw_panel(next(panels), "learning rate", {"": series(trained, "learning_rate")})
-    speeds = {"images": series(trained, "images_per_second")}
-    draw_panel(next(panels), "speed, each second", speeds)
+    draw_panel(next(panels), "speed, each second", {"images": series(trained, "images_per_second")})
     return figure
 
 
@@ -88,7 +82,7 @@ def series(lines: list[dict], *path: str) -> Series:
 
 
 def most_frequent_kinds(measured: list[dict]) -> list[str]:
-    """The kinds of expressions with most expressions, as many as there are colours, in the order of the alphabet."""
+    """The kinds of expressions with most expressions, as many as there are colors, in the order of the alphabet."""
     figures = measured[-1]["figures"] if measured else {}
     kinds = sorted((kind for kind in figures if kind != "all"), key=lambda kind: -figures[kind].get("count", 0))
     return sorted(kinds[: len(COLORS)])
@@ -100,20 +94,18 @@ def draw_panel(axes: Axes, title: str, curves: dict[str, Series], scale: str = "
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(axis="y", color="#e4e4e4", linewidth=0.8)
     axes.tick_params(which="both", colors="#606060", labelsize=10)
-    axes.set_axisbelow(True)
-    ends = []
     for color, (name, (steps, values)) in zip(COLORS, curves.items(), strict=False):
         if not steps or (scale == "log" and max(values) <= 0):
             continue
-        line = {"color": color, "marker": "o" if len(steps) < 15 else "", "markersize": 3.5}
         if scale == "percent":
             values = [100 * value for value in values]
         if scale == "log":
             axes.plot(steps, values, color=color, linewidth=0.8, alpha=0.3)
             values = running_mean(values, window=1 + len(values) // 25)
-        axes.plot(steps, values, linewidth=1.8, **line)
-        ends.append((steps[-1], values[-1], name, color))
-    if not ends:
+        label = f"{name if len(name) <= 12 else name[:11] + '…'} {values[-1]:.3g}".strip()
+        marker = "o" if len(steps) < 15 else ""
+        axes.plot(steps, values, color=color, linewidth=1.8, marker=marker, markersize=3.5, label=label)
+    if not axes.lines:
         axes.text(0.5, 0.5, "nothing measured yet", transform=axes.transAxes, ha="center", color="#808080")
         axes.set(xticks=[], yticks=[])
         return
@@ -126,7 +118,9 @@ def draw_panel(axes: Axes, title: str, curves: dict[str, Series], scale: str = "
     else:
         axes.set_ylim(0, 1.05 * axes.get_ylim()[1])
         axes.ticklabel_format(axis="y", scilimits=(-2, 4))
-    name_curves(axes, ends)
+    legend = axes.legend(loc="center left", bbox_to_anchor=(1, 0.5), frameon=False, labelcolor="linecolor")
+    for text in legend.get_texts():
+        text.set_parse_math(False)  # a dollar in a name is a dollar
 
 
 def running_mean(values: list[float], window: int) -> list[float]:
@@ -135,98 +129,53 @@ def running_mean(values: list[float], window: int) -> list[float]:
     return [sum(values[start:end]) / (end - start) for end, start in enumerate(starts, start=1)]
 
 
-def name_curves(axes: Axes, ends: list[tuple[float, float, str, str]]) -> None:
-    """Write the name and last value beside each curve's end (step, value, name, color), and none over another."""
-    axes.get_ylim()  # settles the limits, and with them where the ends are
-    heights = [axes.transData.transform((step, value))[1] for step, value, _, _ in ends]
-    order = sorted(range(len(ends)), key=lambda number: heights[number])
-    places, lowest = list(heights), -math.inf
-    for number in order:
-        places[number] = lowest = max(places[number], lowest)
-        lowest += NAME_HEIGHT
-    highest = axes.transAxes.transform((0, 1))[1] - NAME_HEIGHT / 2
-    for number in reversed(order):
-        places[number] = highest = min(places[number], highest)
-        highest -= NAME_HEIGHT
-    for (step, value, name, color), height, place in zip(ends, heights, places, strict=True):
-        axes.annotate(
-            f"{name if len(name) <= 12 else name[:11] + '…'} {value:.3g}".strip(),
-            (step, value),
-            xytext=(6, (place - height) * 72 / axes.figure.dpi),
-            textcoords="offset points",
-            va="center",
-            color=color,
-            fontsize=10,
-            annotation_clip=False,
-            parse_math=False,  # a dollar in a name is a dollar
-        )
-
-
 @torch.inference_mode()
-def draw_samples(model, processor, dataset: datasets.Dataset, picture: Path, images: int = 6) -> None:
-    """Draw what `model` answers about the first pictures of `dataset`, beside the truth, as a PNG file.
+def draw_samples(model, processor, dataset: datasets.Dataset, path: Path, images: int = 6) -> None:
+    """Draw what `model` answers about the first images of `dataset`, beside the truth, as a PNG file.
 
-    Each picture comes with two sentences, of different targets where it has such. Nothing is drawn where no sentence
-    holds a word. The model is asked in eval, and left in the modes that its parts were in.
-
-    Args:
-        model: an `M3DecForImageSegmentation`, on any device.
-        processor: its `M3DecProcessor`.
-        dataset: rows of `REFERRING_FEATURES`.
-        picture: the file to write; it is put in its place when it is whole.
-        images: how many pictures at most.
+    Each image comes with two expressions, of different targets where it has such. Nothing is drawn where no expression
+    holds a word. The model is left in eval.
     """
-    modes = [(part, part.training) for part in model.modules()]  # a frozen backbone's differ from the others'
     model.eval()
-    try:
-        rows = sample_rows(model, processor, dataset, images)
-    finally:
-        for part, mode in modes:
-            part.training = mode
-    if rows:
-        sheet = contact_sheet(rows, ["picture", "expression", "prediction", "truth"], CELL_WIDTH, font_size=14)
-        write_whole(picture, lambda path: sheet.save(path, format="png"))
-
-
-def sample_rows(model, processor, dataset: datasets.Dataset, images: int) -> list[list]:
-    """The rows of samples.png: picture, expression, prediction with its IoU, truth."""
-    field = text_field(model.config)
     first = list(references_by_image(dataset).values())[:images]
-    dataset = dataset.select([number for numbers in first for number in numbers])
-    usable = usable_sentences(dataset, field, processor.holds_word)
-    rows = []
+    dataset, rows = dataset.select([number for numbers in first for number in numbers]), []
+    usable = usable_sentences(dataset, text_field(model.config), processor.holds_word)
     for numbers in references_by_image(dataset).values():
-        asked = two_sentences(dataset.select_columns(["sentences", "mask"]), numbers, usable)
-        if not asked:
-            continue
-        image = dataset[numbers[0]]["image"].convert("RGB")
-        texts = [sentence[field] for sentence, _ in asked]
-        outputs = model(**processor(images=[image], text=[texts]).to(model.device))
-        sizes = [(image.height, image.width)] * len(asked)
-        answers = processor.post_process_referring_segmentation(outputs, target_sizes=sizes)
-        for text, answer, (_, truth) in zip(texts, answers, asked, strict=True):
-            intersection, union = intersection_and_union(answer["mask"], truth)
-            caption = f"IoU {intersection / union if union else 1:.2f}"
-            edge = outline(image, truth, width=max(2, 2 * image.width // CELL_WIDTH))  # 2 pixels of the sheet
-            rows.append([image, text, (overlay(image, answer["mask"]), caption), edge])
+        asked = two_expressions(dataset.remove_columns("image"), numbers, usable, text_field(model.config))
+        rows += sample_rows(model, processor, dataset[numbers[0]]["image"].convert("RGB"), asked) if asked else []
+    if rows:
+        sheet = contact_sheet(rows, ["image", "expression", "prediction", "truth"], CELL_WIDTH, font_size=14)
+        write_whole(path, lambda temporary: sheet.save(temporary, format="png"))
+
+
+def sample_rows(model, processor, image: Image.Image, asked: list[tuple]) -> list[list]:
+    """For each expression and its mask: the image, the expression, the prediction with its IoU, and the truth."""
+    texts, truths = zip(*asked, strict=True)
+    outputs = model(**processor(images=[image], text=[list(texts)]).to(model.device))
+    answers = processor.post_process_referring_segmentation(outputs, [truth.shape for truth in truths])
+    rows = []
+    for text, answer, truth in zip(texts, answers, truths, strict=True):
+        intersection, union = intersection_and_union(answer["mask"], truth)
+        caption = f"IoU {intersection / union if union else 1:.2f}"
+        edge = outline(image, truth, width=max(2, 2 * image.width // CELL_WIDTH))  # 2 pixels of the sheet
+        rows.append([image, text, (overlay(image, answer["mask"]), caption), edge])
     return rows
 
 
-def two_sentences(references: datasets.Dataset, numbers: list[int], usable: list[list[int]]) -> list[tuple]:
-    """Two sentences and their masks of one picture's `references`: of two targets, or else of one."""
-    by_target = {}
+def two_expressions(references: datasets.Dataset, numbers: list[int], usable: list[list[int]], field: str) -> list:
+    """Two expressions about one image and their masks: of two targets, or else of one."""
+    found, of_target = [], Counter()
     for number in numbers:
         row = references[number]
-        found = [(row["sentences"][place], decode_mask(row["mask"])) for place in usable[number]]
-        by_target.setdefault(row["mask"]["counts"], []).extend(found)
-    targets = [found for found in by_target.values() if found]
-    return (
-        [found[0] for found in targets[:2]] if len(targets) > 1 else [pair for found in targets for pair in found][:2]
-    )
+        for place in usable[number]:
+            found.append((of_target[row["mask"]["counts"]], row["sentences"][place][field], row["mask"]))
+            of_target[row["mask"]["counts"]] += 1
+    found.sort(key=lambda one: one[0])  # the first of each target before the second of any
+    return [(text, decode_mask(mask)) for _, text, mask in found[:2]]
 
 
 def write_whole(path: Path, write: Callable[[Path], None]) -> None:
-    """Let `write` write a file beside `path`, and move it there: who looks in between sees the one before."""
+    """Let `write` write a file beside `path`, and move it there when it is whole."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(path.name + ".tmp")
     write(temporary)
