@@ -3,14 +3,14 @@
     m3dec export MODEL FOLDER --onnx
 
 The folder then holds, beside the processor's files:
-    image_half.onnx     pixel_values (images, 3, S, S) → image_features (images, P, C), once for each picture
+    image_half.onnx     pixel_values (images, 3, S, S) → image_features (images, P, C), once for each image
     text_half.onnx      image_features, image_index, input_ids, attention_mask → logits (expressions, h, w)
     model.onnx          pixel_values, image_index, input_ids, attention_mask → logits
     onnx_segmenter.py   the pipeline's answers from the two halves, without torch
     report.json         how far the graphs' logits and masks are from the model's
 
 Numbers of images, expressions and words (up to `max_words`) are free; image_index (expressions,) says which image each
-expression is about. Values are checked by nobody: ids must be rows of the vocabulary, padding stands on the right.
+expression is about. The graphs check no value: ids must be rows of the vocabulary, and padding stands on the right.
 """
 
 import copy
@@ -34,8 +34,8 @@ from m3dec.processing.processing_m3dec import M3DecProcessor
 from m3dec.processing.referring_data.scenes import draw_scene
 
 PACKAGES = ("onnx", "onnxscript", "onnxruntime")
-# numpy.allclose with atol=1e-4, as Optimum validates its exports: 1e-5 of a logit may be rounding. The shipped model's
-# logits reach 282, and torch itself is up to 2.8e-4 from float64 there, and 1.8e-4 from itself with other threads.
+# numpy.allclose with atol=1e-4, as Optimum validates its exports: 1e-5 of a logit may be rounding. Logits reach 282.
+# There torch itself is up to 2.8e-4 from float64, and 1.8e-4 from itself with other threads.
 TOLERANCE, ROUNDING = 1e-4, 1e-5
 ONE_FILE = 1.5e9  # bytes of weights; a graph of more than 2 GB must have them in a file of their own
 
@@ -51,9 +51,8 @@ def export_onnx(
     Args:
         model: a folder or hub name, or a model, which stays as it is. The graphs compute in float32.
         processor: None for the one that lies beside the model. Its `size` is the S of the graphs.
-        folder: a new or empty one, or one of an earlier export, whose files of these names are replaced; each is there
-            when it is whole.
-        scenes: drawn pictures, of six expressions each, to compare on.
+        folder: a new or empty one, or one of an earlier export, whose files of these names are replaced.
+        scenes: drawn images, of six expressions each, to compare on.
 
     Returns:
         What report.json holds: "expressions"; for "halves" and "whole" what `agreement` says; "agrees", whether both
@@ -75,11 +74,9 @@ def export_onnx(
         model = M3DecForImageSegmentation.from_pretrained(model)
     if processor is None:
         raise ValueError("A model that is no folder needs its processor, but processor is None. Give both.")
-    plain = [
-        name for name in ("do_resize", "do_rescale", "do_normalize") if not getattr(processor.image_processor, name)
-    ]
-    if plain:
-        raise ValueError(f"The segmenter resizes, rescales and normalizes, but the processor has {plain[0]}=False.")
+    for step in ("do_resize", "do_rescale", "do_normalize"):
+        if not getattr(processor.image_processor, step):
+            raise ValueError(f"The segmenter resizes, rescales and normalizes, but the processor has {step}=False.")
     model = copy.deepcopy(model).float().cpu().eval()
     side, _ = letterbox_size(processor.image_processor)
     if side != model.config.image_size:
@@ -109,24 +106,16 @@ class ImageHalf(nn.Module):
         return self.model.get_image_features(pixel_values)  # (B, P, C)  F_enc
 
 
-class TextHalf(nn.Module):
-    def __init__(self, model: M3DecForImageSegmentation):
+class Logits(nn.Module):
+    """The whole model or its text half: `image` is "pixel_values" or "image_features"."""
+
+    def __init__(self, model: M3DecForImageSegmentation, image: str):
         super().__init__()
-        self.model = model
+        self.model, self.image = model, image
 
-    def forward(self, image_features: Tensor, image_index: Tensor, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-        inputs = {"input_ids": input_ids, "attention_mask": attention_mask, "image_index": image_index}
-        return self.model(image_features=image_features, **inputs).logits  # (N, h, w)
-
-
-class Whole(nn.Module):
-    def __init__(self, model: M3DecForImageSegmentation):
-        super().__init__()
-        self.model = model
-
-    def forward(self, pixel_values: Tensor, image_index: Tensor, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-        inputs = {"input_ids": input_ids, "attention_mask": attention_mask, "image_index": image_index}
-        return self.model(pixel_values=pixel_values, **inputs).logits  # (N, h, w)
+    def forward(self, image: Tensor, image_index: Tensor, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        words = {"input_ids": input_ids, "attention_mask": attention_mask, "image_index": image_index}
+        return self.model(**{self.image: image}, **words).logits  # (N, h, w)
 
 
 class OnnxRecurrent(nn.Module):
@@ -173,40 +162,33 @@ def write_graphs(model: M3DecForImageSegmentation, folder: Path) -> None:
         language.backward_recurrent = OnnxRecurrent(language.backward_recurrent)
 
     # What is traced must not look like a special case: not one of anything, and no two numbers alike.
-    pixel_values = torch.zeros(3, 3, config.image_size, config.image_size)
-    words = {
-        "image_index": torch.tensor([0, 0, 1, 2, 1]),
-        "input_ids": torch.ones(5, max(2, config.max_words // 2), dtype=torch.int64),
-        "attention_mask": torch.ones(5, max(2, config.max_words // 2), dtype=torch.int64),
-    }
-    features = torch.zeros(3, config.num_pixels, config.hidden_size)
-    write_graph(ImageHalf(model), {"pixel_values": pixel_values}, "image_features", folder / "image_half.onnx")
-    write_graph(TextHalf(model), {"image_features": features, **words}, "logits", folder / "text_half.onnx")
-    write_graph(Whole(model), {"pixel_values": pixel_values, **words}, "logits", folder / "model.onnx")
+    num_words = max(2, config.max_words // 2)
+    ones = torch.ones(5, num_words, dtype=torch.int64)
+    words = {"image_index": torch.tensor([0, 0, 1, 2, 1]), "input_ids": ones, "attention_mask": ones.clone()}
+    pixels = {"pixel_values": torch.zeros(3, 3, config.image_size, config.image_size)}
+    features = {"image_features": torch.zeros(3, config.num_pixels, config.hidden_size)}
+    write_graph(ImageHalf(model), pixels, "image_features", folder / "image_half.onnx")
+    write_graph(Logits(model, "image_features"), features | words, "logits", folder / "text_half.onnx")
+    write_graph(Logits(model, "pixel_values"), pixels | words, "logits", folder / "model.onnx")
 
 
 def write_graph(module: nn.Module, inputs: dict[str, Tensor], output: str, path: Path) -> None:
     images, expressions = Dim("images", min=1), Dim("expressions", min=1)
     words = Dim("words", min=1, max=module.model.config.max_words)
-    free = {
-        "pixel_values": {0: images},
-        "image_features": {0: images},
-        "image_index": {0: expressions},
-        "input_ids": {0: expressions, 1: words},
-        "attention_mask": {0: expressions, 1: words},
-    }
+    # Of pixel_values or image_features, image_index, input_ids and attention_mask.
+    free = [{0: images}, {0: expressions}, {0: expressions, 1: words}, {0: expressions, 1: words}]
     size = sum(parameter.numel() * parameter.element_size() for parameter in module.parameters())
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*will not be used, since it shares the same shape constraints")
         torch.onnx.export(
             module.eval(),
-            kwargs=inputs,
+            args=tuple(inputs.values()),
             f=path,
             dynamo=True,
             verbose=False,
             input_names=list(inputs),
             output_names=[output],
-            dynamic_shapes={name: free[name] for name in inputs},
+            dynamic_shapes=tuple(free[: len(inputs)]),
             external_data=size > ONE_FILE,
         )
 
@@ -216,13 +198,11 @@ def compare(model: M3DecForImageSegmentation, processor: M3DecProcessor, folder:
     """Logits and masks of the graphs in `folder` against the model's, on drawn scenes, one, two or three at a time."""
     import onnxruntime
 
-    names = {"image": "image_half.onnx", "text": "text_half.onnx", "whole": "model.onnx"}
     run = {
-        name: onnxruntime.InferenceSession(folder / file, providers=["CPUExecutionProvider"]).run
-        for name, file in names.items()
+        name: onnxruntime.InferenceSession(folder / f"{name}.onnx", providers=["CPUExecutionProvider"]).run
+        for name in ("image_half", "text_half", "model")
     }
-    expected, halves, whole = [], [], []
-    start = 0
+    expected, halves, whole, start = [], [], [], 0
     while start < scenes:
         drawn = [draw_scene(seed=1, split="test", index=i) for i in range(start, min(start + 1 + start % 3, scenes))]
         start += len(drawn)
@@ -231,23 +211,26 @@ def compare(model: M3DecForImageSegmentation, processor: M3DecProcessor, folder:
         inputs["image_index"] = torch.tensor([i for i, group in enumerate(texts) for _ in group])
         expected.append(model(**inputs).logits.numpy())
         arrays = {name: tensor.numpy() for name, tensor in inputs.items()}
-        whole.append(run["whole"](None, arrays)[0])
-        (features,) = run["image"](None, {"pixel_values": arrays.pop("pixel_values")})
-        halves.append(run["text"](None, {"image_features": features, **arrays})[0])
+        whole += run["model"](None, arrays)
+        (features,) = run["image_half"](None, {"pixel_values": arrays.pop("pixel_values")})
+        halves += run["text_half"](None, {"image_features": features, **arrays})
     model_logits = np.concatenate(expected)
     report = {
-        "expressions": len(model_logits),
         "halves": agreement(model_logits, np.concatenate(halves)),
         "whole": agreement(model_logits, np.concatenate(whole)),
-        "tolerance": TOLERANCE,
     }
-    report["agrees"] = all(
-        report[graph]["largest_difference_beyond_rounding"] <= TOLERANCE
-        and report[graph]["largest_logit_among_them"] < TOLERANCE
-        for graph in ("halves", "whole")
+    agrees = all(
+        found["largest_difference_beyond_rounding"] <= TOLERANCE and found["largest_logit_among_them"] < TOLERANCE
+        for found in report.values()
     )
-    report["versions"] = {name: version(name) for name in ("m3dec", "torch", *PACKAGES)}
-    return report
+    versions = {name: version(name) for name in ("m3dec", "torch", *PACKAGES)}
+    return {
+        "expressions": len(model_logits),
+        **report,
+        "tolerance": TOLERANCE,
+        "agrees": agrees,
+        "versions": versions,
+    }
 
 
 def agreement(expected: np.ndarray, logits: np.ndarray) -> dict:
@@ -280,5 +263,5 @@ def print_report(report: dict) -> None:
     for graph in ("halves", "whole"):
         largest, difference, beyond, pixels, differ, among = report[graph].values()
         print(f"| {graph} | {largest:.1f} | {difference:.1e} | {beyond:.1e} | {pixels} | {differ} | {among:.1e} |")
-    verdict = "agree" if report["agrees"] else "DO NOT AGREE"
-    print(f"They {verdict} within {report['tolerance']:.0e} + {ROUNDING:.0e} |logit|.")
+    result = "agree" if report["agrees"] else "DO NOT AGREE"
+    print(f"They {result} within {report['tolerance']:.0e} + {ROUNDING:.0e} |logit|.")

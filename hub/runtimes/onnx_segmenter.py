@@ -5,7 +5,7 @@
 
     segmenter = OnnxReferringSegmenter("path/to/folder")
     segmenter("kitchen.jpg", text=["the red mug", "the left chair"])  # the image goes through the image half
-    segmenter("kitchen.jpg", text="the window")  # and does not any more
+    segmenter("kitchen.jpg", text="the window")  # the answer of the image half is remembered
 
 Images are resized by Pillow, as by `M3DecImageProcessorPil`.
 """
@@ -31,7 +31,7 @@ class OnnxReferringSegmenter:
 
     Args:
         folder: what `export_onnx` wrote.
-        cache_size: of how many images the image half's answer is kept, the latest ones.
+        cache_size: for how many images the image half's answer is kept, the latest ones.
         threads: of onnxruntime; 0 lets it choose.
         providers: of onnxruntime, such as ("CUDAExecutionProvider",) with onnxruntime-gpu.
 
@@ -41,13 +41,8 @@ class OnnxReferringSegmenter:
 
     def __init__(self, folder: str | Path, cache_size: int = 16, threads: int = 0, providers=("CPUExecutionProvider",)):
         folder = Path(folder)
-        for name in (
-            "image_half.onnx",
-            "text_half.onnx",
-            "processor_config.json",
-            "tokenizer.json",
-            "tokenizer_config.json",
-        ):
+        configs = ("processor_config.json", "tokenizer.json", "tokenizer_config.json")
+        for name in ("image_half.onnx", "text_half.onnx", *configs):
             if not (folder / name).is_file():
                 raise FileNotFoundError(f"An exported model holds {name}, but {folder} has none. Export it again.")
         options = onnxruntime.SessionOptions()
@@ -88,9 +83,9 @@ class OnnxReferringSegmenter:
             )
         texts = [text] if isinstance(text, str) else text
         input_ids, attention_mask = self.tokens(texts)
-        pixels = rgb_array(image)
+        rgb = rgb_array(image)
         inputs = {
-            "image_features": self.features(pixels),
+            "image_features": self.features(rgb),
             "image_index": np.zeros(len(texts), np.int64),
             "input_ids": input_ids,
             "attention_mask": attention_mask,
@@ -98,31 +93,31 @@ class OnnxReferringSegmenter:
         (logits,) = self.text_half.run(None, inputs)  # (N, h, w)
         answers = []
         for label, logit in zip(texts, logits, strict=True):
-            mask, score = self.mask_of(logit, pixels.shape[:2], threshold)
+            mask, score = self.mask_of(logit, rgb.shape[:2], threshold)
             answers.append({"label": label, "score": score, "mask": Image.fromarray(mask.astype(np.uint8) * 255)})
         return answers
 
-    def features(self, pixels: np.ndarray) -> np.ndarray:
-        """F_enc (1, P, C) float32 of uint8 (H, W, 3): from the image half, or from memory if it was asked of late."""
-        key = pixels.shape, sha256(np.ascontiguousarray(pixels)).digest()
+    def features(self, rgb: np.ndarray) -> np.ndarray:
+        """F_enc (1, P, C) float32 of uint8 (H, W, 3): from the image half, or remembered."""
+        key = rgb.shape, sha256(np.ascontiguousarray(rgb)).digest()
         with self._lock:
             if key in self._features:
                 self._features.move_to_end(key)
                 return self._features[key]
-        (features,) = self.image_half.run(None, {"pixel_values": self.pixel_values(pixels)})
+        (features,) = self.image_half.run(None, {"pixel_values": self.pixel_values(rgb)})
         with self._lock:
             self._features[key] = features
             while len(self._features) > self.cache_size:
                 self._features.popitem(last=False)
         return features
 
-    def pixel_values(self, pixels: np.ndarray) -> np.ndarray:
+    def pixel_values(self, rgb: np.ndarray) -> np.ndarray:
         """uint8 (H, W, 3) stretched or letterboxed to S x S and normalized, (1, 3, S, S) float32."""
         settings = self.image_settings
         height, width = settings["size"]["height"], settings["size"]["width"]
-        image, resample = Image.fromarray(pixels), Image.Resampling(settings["resample"])
+        image, resample = Image.fromarray(rgb), Image.Resampling(settings["resample"])
         if settings.get("do_letterbox", False):
-            top, left, new_height, new_width = letterbox_box(*pixels.shape[:2], (height, width))
+            top, left, new_height, new_width = letterbox_box(*rgb.shape[:2], (height, width))
             canvas = Image.new("RGB", (width, height), (GRAY, GRAY, GRAY))
             canvas.paste(image.resize((new_width, new_height), resample), (left, top))
         else:
