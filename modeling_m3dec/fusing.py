@@ -48,6 +48,6 @@ def fuse_mask_decoder(decoder: MaskDecoder) -> None:
 def doubling(convolution: nn.Conv2d) -> nn.ConvTranspose2d:
     """The layer that makes of a map what `convolution` makes of it doubled. Its kernel is made once."""
     layer = nn.ConvTranspose2d(convolution.in_channels, convolution.out_channels, 4, 2, 1)
-    layer.weight = nn.Parameter(doubling_kernel(convolution).transpose(0, 1).contiguous())
+    layer.weight = nn.Parameter(doubling_kernel(convolution.weight).contiguous())
     layer.bias = convolution.bias
     return layer.train(convolution.training)

@@ -6,15 +6,10 @@ from transformers import AutoModel, PreTrainedConfig
 
 
 class RecurrentLanguageEncoder(nn.Module):
-    """Word vectors, then one recurrent layer read from both ends, C / 2 channels each way.
+    """Word vectors (V, D), then one recurrent layer read from both ends, C / 2 channels each way.
 
-    Args:
-        vocab_size: V, rows of the word vectors.
-        word_vector_size: D, 300 for the paper's GloVe.
-        hidden_size: C.
-        unk_token_id: unknown words share one vector, which is trained even where all others are frozen.
-        recurrent_type: "lstm" (§ III) or "gru" (Table IV).
-        freeze_word_vectors: leave the word vectors as they were loaded.
+    Unknown words share one vector, which is trained even where all others are frozen. `M3DecConfig` explains the
+    arguments.
     """
 
     def __init__(
@@ -68,12 +63,10 @@ def hidden_states_of(network: nn.LSTM | nn.GRU, vectors: Tensor) -> Tensor:
 
 
 class BertLanguageEncoder(nn.Module):
-    """A BERT-like encoder: every piece is a word, [CLS] and [SEP] too, and [CLS] also stands for the sentence.
+    """A BERT-like encoder: every piece is a word, [CLS] and [SEP] too, and [CLS] also stands for the expression.
 
-    Args:
-        text_config: of any `AutoModel` that takes input_ids and attention_mask and gives last_hidden_state.
-        hidden_size: C.
-        freeze_sentence: where no loss reaches F_t', its linear layer stays a fixed random projection.
+    `text_config` is that of any `AutoModel` that takes input_ids and attention_mask and gives last_hidden_state. With
+    `freeze_sentence`, for where no loss reaches F_t', the linear layer of F_t' stays a fixed random projection.
     """
 
     def __init__(self, text_config: PreTrainedConfig, hidden_size: int, freeze_sentence: bool = False):

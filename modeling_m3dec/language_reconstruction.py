@@ -9,7 +9,7 @@ from .word_batch_norm import WordBatchNorm
 
 
 class LanguageReconstruction(nn.Module):
-    """Asks the decoder's output to tell the sentence again: the distance between a summary of each.
+    """Makes the decoder's output keep what the expression says: the distance between a summary of each.
 
     Args:
         hidden_size: C, also the width of the three linear layers (ours; the paper gives none).
@@ -47,14 +47,14 @@ class LanguageReconstruction(nn.Module):
         return F.mse_loss(self.reconstruct(decoded, word_mask), target.detach() if self.detached else target)
 
     def project(self, words: Tensor, sentence: Tensor, word_mask: Tensor) -> Tensor:
-        """What is to be told again, F_proj, (N, C)."""
+        """The summary of the expression, F_proj, (N, C)."""
         positions = sine_positions(words.shape[1], words.shape[2], words.device).to(words.dtype)  # e
         projected = self.projection(torch.cat([words + positions, sentence], dim=1)).relu()  # (N, T + 1, C)
         mask = torch.cat([word_mask, word_mask.new_ones(len(words), 1)], dim=1)
         return _mean(projected, mask)  # (N, C)  Eq. 4
 
     def reconstruct(self, decoded: Tensor, word_mask: Tensor) -> Tensor:
-        """What the decoder's output tells, F_rec, (N, C)."""
+        """The summary of the decoder's output, F_rec, (N, C)."""
         hidden = self.first_norm(self.first(decoded), word_mask).relu()
         hidden = self.second_norm(self.second(hidden), word_mask).relu()
         return _mean(self.third(hidden), word_mask)  # (N, C)  Fig. 5

@@ -22,5 +22,5 @@ def dice_loss(logits: Tensor, target: Tensor) -> Tensor:
     marked, area = probability.sum(dim=(1, 2)), target.sum(dim=(1, 2))
     dice = 1 - (2 * (probability * target).sum(dim=(1, 2)) + 1) / (marked + area + 1)
     weight = probability.detach()
-    nothing = (weight * F.softplus(logits)).sum(dim=(1, 2)) / (weight.sum(dim=(1, 2)) + 1)
-    return torch.where(area > 0, dice, nothing).mean()
+    empty = (weight * F.softplus(logits)).sum(dim=(1, 2)) / (weight.sum(dim=(1, 2)) + 1)
+    return torch.where(area > 0, dice, empty).mean()

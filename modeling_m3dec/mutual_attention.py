@@ -1,11 +1,9 @@
 """Multi-Modal Mutual Attention, M3Att: § III-A, Fig. 3(b), Eqs. 1, 2a and 2b, and the columns of Table I."""
 
-import math
-
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .grids import gather_for_filters, resize_filters
 from .word_batch_norm import WordBatchNorm
 
 
@@ -19,7 +17,7 @@ class MutualAttention(nn.Module):
 
     Args:
         hidden_size: C.
-        num_pixels: P of the square grid that the last layer is made for. Other square grids resample that layer.
+        num_pixels: P of the square grid that the last layer is made for. On other square grids F_mul is brought to it.
         variant: a column of Table I: "shared", "independent", "language_attended_vision" (LAV only), or
             "vision_attended_language" (VAL only). Layers a variant does not use do not exist in it.
     """
@@ -27,6 +25,7 @@ class MutualAttention(nn.Module):
     def __init__(self, hidden_size: int, num_pixels: int, variant: str = "shared"):
         super().__init__()
         self.variant = variant
+        self.num_pixels = num_pixels
         self.scale = hidden_size**-0.5
         self.word_key = nn.Linear(hidden_size, hidden_size)
         self.pixel_key = nn.Linear(hidden_size, hidden_size)
@@ -71,40 +70,15 @@ class MutualAttention(nn.Module):
 
         fused = attended_pixels @ attended_words.mT  # (N, T, P)  F_mul
         fused = fused.masked_fill(~pixel_mask[:, None, :], 0.0)
-        output = F.linear(fused, resample_grid(self.output.weight, pixels.shape[1]), self.output.bias)
+        output = self.output(gather_for_filters(fused, self.num_pixels))
         return self.norm(output, word_mask).relu(), scores  # (N, T, C)
 
     def set_num_pixels(self, num_pixels: int) -> None:
-        """Resample the last layer for good, as `forward` does for each grid it was not made for."""
+        """Make the last layer one for another grid, where it gives what `forward` gave there before."""
         if self.variant in ("shared", "independent"):
-            self.output.weight = nn.Parameter(resample_grid(self.output.weight.detach(), num_pixels))
-            self.output.in_features = num_pixels
+            self.output.weight = nn.Parameter(resize_filters(self.output.weight.detach(), num_pixels))
+            self.output.in_features = self.num_pixels = num_pixels
 
     def _look_at_words(self, scores: Tensor, words: Tensor, word_mask: Tensor) -> Tensor:
         scores = scores.masked_fill(~word_mask[:, :, None], torch.finfo(scores.dtype).min)
         return scores.mT.softmax(dim=-1) @ self.word_value(words)  # (N, P, C)  Eq. 2b, F_L^a
-
-
-def resample_grid(weight: Tensor, num_pixels: int) -> Tensor:
-    """A linear layer's `weight` (C, P), seen as C filters over a square grid, for a grid of `num_pixels` instead.
-
-    Bilinear, times the constant P / num_pixels, so that the sum over pixels that follows keeps about its size. Ours;
-    the paper has one image size. At the trained size the weight itself is returned.
-
-    Raises:
-        ValueError: another number of pixels than the trained one, and not both are squares.
-    """
-    trained = weight.shape[-1]
-    if num_pixels == trained:
-        return weight
-    side, new_side = math.isqrt(trained), math.isqrt(num_pixels)
-    if side**2 != trained or new_side**2 != num_pixels:
-        raise ValueError(
-            f"M3Att was made for {trained} pixels and got {num_pixels}. Its last layer can be resampled from one "
-            "square grid to another only; give it as many as it was made for."
-        )
-    filters = weight.float().view(1, -1, side, side)
-    filters = F.interpolate(
-        filters, size=(new_side, new_side), mode="bilinear", align_corners=False, antialias=new_side < side
-    )
-    return (filters.view(-1, num_pixels) * (trained / num_pixels)).to(weight.dtype)

@@ -16,10 +16,9 @@ ALIGNMENT = 64  # bytes; of the memory that torch allocates on a CPU
 
 
 def finish_loading(model: nn.Module) -> None:
-    """After the library has loaded `model`: freeze what the config freezes, and move weights to aligned addresses.
+    """After the library has loaded `model`: freeze again what the config freezes, and move weights.
 
-    The library makes all weights trainable. It also maps them from the file at odd addresses, where matrix products
-    round differently; moved, a loaded model answers as the saved one did, to the bit.
+    The library maps them from the file at odd addresses, where matrix products round differently.
     """
     for module in model.modules():
         if hasattr(module, "freeze_parameters"):

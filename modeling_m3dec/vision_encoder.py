@@ -15,14 +15,9 @@ STRIDES = (8, 16, 32)
 
 
 class VisionEncoder(nn.Module):
-    """A backbone's three levels fused to one map of `feature_stride`: F_vis.
+    """A backbone's three levels fused to one map of `feature_stride`: F_vis. `M3DecConfig` explains the arguments.
 
-    Args:
-        backbone_config: of any transformers backbone with three levels, of strides 8, 16 and 32.
-        hidden_size: C.
-        feature_stride: 16 or 8.
-        freeze: the backbone gets no gradient and its batch norms stay in eval.
-        leaky_relu_slope: replaces the slope of the backbone's LeakyReLUs; None keeps them.
+    Where `freeze` is set, the backbone gets no gradient and its batch norms stay in eval.
     """
 
     def __init__(
@@ -69,7 +64,7 @@ class VisionEncoder(nn.Module):
         Raises:
             ValueError: the backbone's levels have other strides.
         """
-        levels = self.backbone(pixel_values.to(self.fusion.weight.dtype)).feature_maps
+        levels = self.backbone(pixel_values.to(self.backbone.dtype)).feature_maps
         strides = [pixel_values.shape[-1] // level.shape[-1] for level in levels]
         if strides != list(STRIDES):
             raise ValueError(

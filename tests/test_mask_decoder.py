@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from mutants import (
     NOTICEABLE,
     TOLERANCE,
@@ -17,8 +18,8 @@ from test_decoder_layer import layer_norm_by_hand, multi_head_attention_by_hand
 from test_mutual_attention import linear_by_hand, resized_by_hand
 from torch import nn
 
-from m3dec import mask_decoder, multi_head_attention
-from m3dec.mask_decoder import MaskDecoder, convolve_doubled
+from m3dec import grids, mask_decoder, multi_head_attention
+from m3dec.mask_decoder import DoubledConvolution, MaskDecoder
 
 N, T, SIDE, HEADS, C, MAX_WORDS, CHANNELS = 2, 7, 5, 2, 2 * 13, 11, 3
 NUM_WORDS = [7, 3]
@@ -123,7 +124,7 @@ def test_plain_products_on_request_give_the_same_logits():
 
 NORMED = "kernels = self.self_attention_norm(decoded + attended)"
 SILENCED = "kernels = kernels.masked_fill(~word_mask[..., None], 0.0)"
-CONVOLVED = "convolve_doubled(maps, convolution) if number > self.upsample_from else convolution(maps)"
+DOUBLED = "maps = F.interpolate(maps, scale_factor=2.0)"
 NORM_AND_RELU = "maps = norm(maps).relu()"
 LAST = "return maps.squeeze(1)  # (N, h, w)"
 
@@ -174,7 +175,7 @@ def test_the_oracle_notices_a_mistake_in_the_mask_decoder(old, new):
 
 
 SENTENCE = "sentence = kernels.sum(dim=1, keepdim=True).expand_as(pixels)"
-WORD_MAPS = "maps = self.word_maps_at(kernels, side).masked_fill(~word_mask[..., None], 0.0)"
+WORD_MAPS, SILENT_MAPS = "self.word_maps(kernels)", "maps = maps.masked_fill(~word_mask[..., None], 0.0)"
 
 
 @pytest.mark.parametrize(
@@ -195,14 +196,9 @@ WORD_MAPS = "maps = self.word_maps_at(kernels, side).masked_fill(~word_mask[...,
             "pixels], dim=-1).mT.unflatten(-1, (side, side)).mT",
             id="concatenated, rows for columns",
         ),
-        pytest.param("decoder_only", WORD_MAPS, WORD_MAPS.split(".masked_fill")[0], id="VLT's, bias left on padding"),
-        pytest.param("decoder_only", WORD_MAPS, f"{WORD_MAPS}.relu()", id="VLT's, a ReLU"),
-        pytest.param(
-            "decoder_only",
-            WORD_MAPS,
-            WORD_MAPS.replace("(kernels, side)", "(kernels.roll(1, 1), side)"),
-            id="VLT's, another word's map",
-        ),
+        pytest.param("decoder_only", SILENT_MAPS, "pass", id="VLT's, bias left on padding"),
+        pytest.param("decoder_only", SILENT_MAPS, f"{SILENT_MAPS}.relu()", id="VLT's, a ReLU"),
+        pytest.param("decoder_only", WORD_MAPS, "self.word_maps(kernels.roll(1, 1))", id="VLT's, another word's map"),
     ],
 )
 def test_the_oracle_notices_a_mistake_in_a_row_of_table_iii(variant, old, new):
@@ -217,15 +213,19 @@ def test_the_oracle_notices_a_mistake_in_a_row_of_table_iii(variant, old, new):
         ),
         pytest.param(
             3,
-            CONVOLVED,
-            "F.interpolate(convolution(maps), scale_factor=2.0) if number > self.upsample_from else convolution(maps)",
+            DOUBLED,
+            "maps = F.conv2d(maps, convolution.weight, convolution.bias, padding=1).repeat_interleave(2, -1)"
+            ".repeat_interleave(2, -2); maps = maps if norm is None else norm(maps).relu(); continue",
             id="doubled after the convolution",
+        ),
+        pytest.param(
+            2, DOUBLED, DOUBLED.replace("2.0)", "2.0, mode='bilinear')"), id="bilinear, read as if it were nearest"
         ),
         pytest.param(0, LAST, "return maps.relu().squeeze(1)", id="a last ReLU"),
         pytest.param(1, "4 * F.avg_pool2d", "F.avg_pool2d", id="a mean of the copies' weights"),
-        pytest.param(1, "convolution.weight.flip(2, 3)", "convolution.weight", id="kernel not turned round"),
+        pytest.param(1, "weight.flip(2, 3)", "weight", id="kernel not turned round"),
         pytest.param(1, "weight.flip(2, 3)", "weight.flip(2, 3).mT", id="rows for columns of the kernel"),
-        pytest.param(1, "kernel.transpose(0, 1), convolution.bias", "kernel.transpose(0, 1), None", id="without bias"),
+        pytest.param(1, "(self.weight), self.bias", "(self.weight), None", id="without bias"),
         pytest.param(1, "stride=2, padding=1)", "stride=2, padding=1).roll(1, -1)", id="one place aside"),
     ],
 )
@@ -236,17 +236,18 @@ def test_the_oracle_notices_a_mistake_in_the_upsampling(num_upsamplings, old, ne
 @pytest.mark.parametrize(
     ("side", "old", "new"),
     [
-        pytest.param(3, "antialias=side < trained", "antialias=False", id="shrinking without antialias"),
+        pytest.param(3, "antialias=shrinks", "antialias=False", id="shrinking without antialias"),
         pytest.param(7, "align_corners=False", "align_corners=True", id="corners aligned"),
-        pytest.param(7, "(-1, 1, trained, trained),", "(-1, 1, trained, trained).mT,", id="rows for columns"),
+        pytest.param(7, "(-1, 1, trained, trained)", "(-1, 1, trained, trained).mT", id="rows for columns"),
         pytest.param(
-            7, "return resized.reshape", "return (trained / side) ** 2 * resized.reshape", id="a constant of sums"
+            7, "return _interpolate(grid", "return (trained / side) ** 2 * _interpolate(grid", id="a constant of sums"
         ),
     ],
 )
 def test_the_oracle_notices_a_mistake_in_the_resizing_of_vlt_s_maps(side, old, new, monkeypatch):
     monkeypatch.setattr(torch.Tensor, "float", torch.Tensor.double)
-    assert difference(edited(mask_decoder, (old, new)), "decoder_only", 0, side=side) > NOTICEABLE
+    monkeypatch.setattr(mask_decoder, "resize_maps", edited(grids, (old, new)).resize_maps)
+    assert difference(mask_decoder, "decoder_only", 0, side=side) > NOTICEABLE
 
 
 @pytest.mark.parametrize(
@@ -264,11 +265,13 @@ def test_the_oracle_notices_a_mistake_in_its_attention_heads(old, new, monkeypat
 
 
 @pytest.mark.parametrize(("channels", "outputs", "height", "width"), [(3, 1, 5, 7), (2, 3, 7, 2), (5, 1, 1, 1)])
-def test_convolve_doubled_is_the_convolution_of_the_map_with_each_pixel_four_times(channels, outputs, height, width):
-    convolution = drawn(nn.Conv2d(channels, outputs, 3, padding=1))
+def test_a_doubled_convolution_is_the_plain_one_of_a_map_with_each_pixel_four_times(channels, outputs, height, width):
+    convolution = drawn(DoubledConvolution(channels, outputs, 3, padding=1))
     maps, weights = draw(2, channels, height, width), weights_of(convolution)
     expected = [convolution_by_hand(doubled_by_hand(m), weights["weight"], weights["bias"]) for m in maps.numpy()]
-    assert distance(convolve_doubled(maps, convolution).detach(), expected) < TOLERANCE
+    doubled = F.interpolate(maps, scale_factor=2.0)
+    assert distance(convolution(doubled).detach(), expected) < TOLERANCE
+    assert distance(nn.Conv2d.forward(convolution, doubled).detach(), expected) < TOLERANCE
 
 
 def test_maps_of_padded_words_are_zero_in_every_row_of_table_iii_that_has_them():

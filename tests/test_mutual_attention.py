@@ -15,8 +15,9 @@ from mutants import (
 )
 from test_word_batch_norm import by_hand as batch_norm_by_hand
 
-from m3dec import mutual_attention
-from m3dec.mutual_attention import MutualAttention, resample_grid
+from m3dec import grids, mutual_attention
+from m3dec.grids import gather_for_filters, resize_filters
+from m3dec.mutual_attention import MutualAttention
 
 N, T, P, C = 3, 5, 7, 11
 NUM_WORDS = [5, 2, 3]
@@ -128,7 +129,11 @@ def test_mutual_attention_is_equations_1_to_2b(variant, training, pixel_mask):
             "attended_pixels @ attended_words.mT", "words @ attended_words.mT", id="F_mul with the words for LAV"
         ),
         pytest.param("fused = attended_pixels", "fused = self.scale * attended_pixels", id="F_mul scaled"),
-        pytest.param("self.output.bias)", "None)", id="output without bias"),
+        pytest.param(
+            "output = self.output(gather_for_filters(fused, self.num_pixels))",
+            "output = self.output(gather_for_filters(fused, self.num_pixels)) - self.output.bias",
+            id="output without bias",
+        ),
         pytest.param(
             "self.norm(output, word_mask).relu(), scores", "self.norm(output, word_mask), scores", id="without ReLU"
         ),
@@ -293,10 +298,9 @@ def resampled_by_hand(weight, new_side):
     return np.array(grids)
 
 
-def grid_difference(module, new_side, monkeypatch):
-    """How far M3Att is from the oracle on a grid it was not made for. Its cast to float32 is one to float64 here."""
-    monkeypatch.setattr(torch.Tensor, "float", torch.Tensor.double)
-    attention = drawn(module.MutualAttention(C, SIDE**2)).eval()
+def grid_difference(new_side):
+    """How far M3Att is from the oracle, whose last layer is resized, on a grid it was not made for."""
+    attention = drawn(MutualAttention(C, SIDE**2)).eval()
     words, pixels, weights = draw(N, T, C), draw(N, new_side**2, C, seed=2), weights_of(attention)
     ours = real_rows(attention(words, pixels, WORD_MASK)[0], WORD_MASK)
     weights["output.weight"] = resampled_by_hand(weights["output.weight"], new_side)
@@ -305,56 +309,60 @@ def grid_difference(module, new_side, monkeypatch):
 
 
 @pytest.mark.parametrize("new_side", [2, 3, 5, 7, 11])
-def test_on_another_grid_the_last_layer_is_resized_and_the_rest_is_the_same_equations(new_side, monkeypatch):
-    assert grid_difference(mutual_attention, new_side, monkeypatch) < TOLERANCE
+def test_on_another_grid_the_last_layer_is_resized_and_the_rest_is_the_same_equations(new_side):
+    assert grid_difference(new_side) < TOLERANCE
 
 
 @pytest.mark.parametrize(
     ("new_side", "old", "new"),
     [
-        pytest.param(7, " * (trained / num_pixels)", "", id="growing, sum not kept"),
-        pytest.param(3, " * (trained / num_pixels)", "", id="shrinking, sum not kept"),
-        pytest.param(7, "trained / num_pixels", "num_pixels / trained", id="constant inverted"),
-        pytest.param(7, "trained / num_pixels", "side / new_side", id="constant of sides"),
-        pytest.param(
-            7,
-            "(trained / num_pixels)",
-            "(weight.sum(1, keepdim=True) / filters.view(-1, num_pixels).sum(1, keepdim=True))",
-            id="a ratio of sums",
-        ),
-        pytest.param(3, "antialias=new_side < side", "antialias=False", id="shrinking without antialias"),
+        pytest.param(7, " * (num_pixels / maps.shape[-1])", "", id="growing, sum not kept"),
+        pytest.param(3, " * (num_pixels / maps.shape[-1])", "", id="shrinking, sum not kept"),
+        pytest.param(7, "(num_pixels / maps.shape[-1])", "(maps.shape[-1] / num_pixels)", id="constant inverted"),
+        pytest.param(7, "(num_pixels / maps.shape[-1])", "(trained / side)", id="constant of sides"),
+        pytest.param(7, "= resizing.mT @", "= (resizing / resizing.sum(0)).mT @", id="a mean over each pixel's share"),
+        pytest.param(3, "antialias=shrinks", "antialias=False", id="shrinking without antialias"),
         pytest.param(7, "align_corners=False", "align_corners=True", id="corners aligned"),
         pytest.param(7, 'mode="bilinear"', 'mode="bicubic"', id="bicubic"),
-        pytest.param(7, ".view(1, -1, side, side)", ".view(1, -1, side, side).mT", id="rows for columns"),
+        pytest.param(7, "gathered.flatten(-2)", "gathered.mT.flatten(-2)", id="rows for columns"),
     ],
 )
 def test_the_oracle_notices_a_mistake_in_the_resampling(new_side, old, new, monkeypatch):
-    assert grid_difference(edited(mutual_attention, (old, new)), new_side, monkeypatch) > NOTICEABLE
+    monkeypatch.setattr(mutual_attention, "gather_for_filters", edited(grids, (old, new)).gather_for_filters)
+    assert grid_difference(new_side) > NOTICEABLE
 
 
 @pytest.mark.parametrize("new_side", [2, 3, 7, 11])
 def test_in_float32_the_resampled_weight_is_the_oracle_to_float32(new_side):
     weight = draw(C, SIDE**2).float()
     expected = resampled_by_hand(weight.double().numpy(), new_side)
-    assert distance([resample_grid(weight, new_side**2)], [expected]) < 1e-6
+    assert distance([resize_filters(weight, new_side**2)], [expected]) < 1e-6
 
 
 @pytest.mark.parametrize("new_side", [2, 3, 7, 11])
 def test_under_a_constant_filter_a_constant_f_mul_keeps_its_sum_on_every_grid(new_side):
     weight = torch.linspace(-1, 1, C)[:, None].expand(C, SIDE**2).contiguous()
-    torch.testing.assert_close(resample_grid(weight, new_side**2).sum(dim=1), weight.sum(dim=1))
+    torch.testing.assert_close(resize_filters(weight, new_side**2).sum(dim=1), weight.sum(dim=1))
 
 
 @pytest.mark.parametrize("factor", [2, 3])
 def test_on_a_grid_so_many_times_finer_a_constant_f_mul_keeps_its_sum_under_any_filter(factor):
     weight = draw(C, SIDE**2).float()
-    finer = resample_grid(weight, (factor * SIDE) ** 2)
+    finer = resize_filters(weight, (factor * SIDE) ** 2)
     torch.testing.assert_close(finer.sum(dim=1), weight.sum(dim=1), rtol=1e-5, atol=1e-5)
 
 
-def test_at_the_trained_size_the_weight_itself_is_used_and_elsewhere_it_is_left_as_it_was():
-    weight = draw(C, SIDE**2)
-    before = weight.clone()
-    assert resample_grid(weight, SIDE**2) is weight
-    resample_grid(weight, 49)
-    assert torch.equal(weight, before)
+def test_at_the_trained_size_f_mul_is_not_touched_and_a_grid_that_is_no_square_is_refused():
+    fused = draw(N, T, SIDE**2)
+    assert gather_for_filters(fused, SIDE**2) is fused
+    with pytest.raises(ValueError, match=r"made for 25 pixels and got 26\. .* square grid"):
+        gather_for_filters(draw(N, T, 26), SIDE**2)
+
+
+@pytest.mark.parametrize("new_side", [2, 3, 7, 11])
+def test_made_for_another_grid_the_layer_gives_there_what_it_gave_before(new_side):
+    attention = drawn(MutualAttention(C, SIDE**2)).float().eval()
+    inputs = draw(N, T, C).float(), draw(N, new_side**2, C, seed=2).float(), WORD_MASK
+    before, _ = attention(*inputs)
+    attention.set_num_pixels(new_side**2)
+    torch.testing.assert_close(attention(*inputs)[0], before, rtol=1e-5, atol=1e-5)

@@ -84,7 +84,7 @@ def test_the_oracle_notices_a_mistake_in_the_encoder_layer(old, new, monkeypatch
 class Levels(nn.Module):
     """Stands for a backbone: three drawn maps, whatever the picture."""
 
-    channels = CHANNELS
+    channels, dtype = CHANNELS, torch.float64
 
     def forward(self, pixel_values):
         maps = [draw(N, c, IMAGE // s, IMAGE // s, seed=c) for c, s in zip(CHANNELS, (8, 16, 32), strict=True)]

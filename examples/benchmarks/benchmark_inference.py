@@ -18,6 +18,7 @@ from torch import nn
 from transformers import CLIPSegConfig, CLIPSegForImageSegmentation
 
 from m3dec import M3DecConfig, M3DecForImageSegmentation
+from m3dec.mask_decoder import DoubledConvolution
 
 EXPRESSIONS, WORDS = 8, 8
 CLIPSEG_SIZE = 352
@@ -86,13 +87,9 @@ def compare(calls: dict[str, Callable], rounds: int) -> list:
 
 def as_written(model: M3DecForImageSegmentation) -> M3DecForImageSegmentation:
     """The same network with its upsampling as a layer of its own."""
-    decoder = model.mask_decoder
-    layers = [*decoder.convolutions, decoder.last_convolution]
-    for number in range(decoder.upsample_from + 1, len(layers)):
-        layers[number] = nn.Sequential(nn.Upsample(scale_factor=2), layers[number])
-    *convolutions, decoder.last_convolution = layers
-    decoder.convolutions = nn.ModuleList(convolutions)
-    decoder.upsample_from = len(layers)
+    for layer in model.mask_decoder.modules():
+        if isinstance(layer, DoubledConvolution):
+            layer.__class__ = nn.Conv2d
     return model
 
 
