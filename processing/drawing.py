@@ -1,11 +1,13 @@
-"""Pictures of answers, in the manner of Figs. 7 to 10, one call each. PIL and NumPy only.
+"""Images of answers, in the manner of Figs. 7 to 10, one call each.
 
 Masks: overlay, overlay_masks, outline, cut_out. Probabilities: heat_map. A_mut, word by word: attention_sheet. Any of
-these beside each other, with texts: contact_sheet. A picture is drawn as it is displayed, turned as its EXIF
-orientation says, for so the processor and the pipeline read it.
+these beside each other, with texts: contact_sheet. Each image is turned as its EXIF orientation says, because the
+processor and the pipeline turn it too. Heat maps and attention need Matplotlib, which is imported when they are drawn.
 """
 
+import io
 import math
+import textwrap
 from collections.abc import Sequence
 
 import numpy as np
@@ -14,12 +16,13 @@ from PIL import Image, ImageColor, ImageDraw, ImageFont, ImageOps
 PREDICTION_COLOR = "#00c8ff"  # on no shape of the scenes, and rare in photographs
 TARGET_COLOR = "#2fbf4f"
 TEXT_COLOR = "#303030"
-# Okabe and Ito's colours, which the colour-blind tell apart too.
+# Okabe and Ito's colors, which color-blind people tell apart too.
 MASK_COLORS = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00", "#f0e442", "#000000")
-HEAT_COLORS = ("#000004", "#420a68", "#932667", "#dd513a", "#fca50a", "#fcffa4")  # "inferno", from 0 to 1: ever lighter
+HEAT_COLORS = "inferno"  # of Matplotlib: from 0 to 1 ever lighter
+DPI = 72  # pixels in an inch: so many points are an inch too, so Matplotlib's sizes of letters are pixels
 
 Color = str | tuple[int, int, int]  # any name ImageColor knows, or RGB from 0 to 255
-Cell = Image.Image | str | tuple[Image.Image, str]  # a picture, a text, or a picture with a caption below it
+Cell = Image.Image | str | tuple[Image.Image, str]  # an image, a text, or an image with a caption below it
 
 
 def overlay(image: Image.Image, mask, color: Color = PREDICTION_COLOR, opacity: float = 0.45) -> Image.Image:
@@ -29,7 +32,7 @@ def overlay(image: Image.Image, mask, color: Color = PREDICTION_COLOR, opacity: 
         image: of any mode, (w, h).
         mask: (h, w) bool or integers, non-zero on the object; a PIL "L" or "1" image will do.
         color: of the tint.
-        opacity: from 0.0, the picture alone, to 1.0, the color alone.
+        opacity: from 0.0, the image alone, to 1.0, the color alone.
 
     Returns:
         A new RGB image, (w, h).
@@ -43,7 +46,7 @@ def overlay(image: Image.Image, mask, color: Color = PREDICTION_COLOR, opacity: 
 def overlay_masks(
     image: Image.Image, masks: Sequence, colors: Sequence[Color] = MASK_COLORS, opacity: float = 0.45
 ) -> Image.Image:
-    """Draw several masks on one picture, each in its own color: different targets in the same image, as in Fig. 9.
+    """Draw several masks on one image, each in its own color: different targets in the same image, as in Fig. 9.
 
     Args:
         image: of any mode, (w, h).
@@ -51,11 +54,7 @@ def overlay_masks(
         colors: one per mask, or more.
         opacity: of the tints.
 
-    Returns:
-        A new RGB image, (w, h).
-
-    Raises:
-        ValueError: there are more masks than colors, or what `overlay` refuses.
+    Returns a new RGB image, (w, h). Raises a ValueError where there are more masks than colors, and those of `overlay`.
     """
     if len(masks) > len(colors):
         raise ValueError(
@@ -76,9 +75,8 @@ def outline(image: Image.Image, mask, color: Color = TARGET_COLOR, width: int = 
     Args and errors are those of `overlay`. Returns a new RGB image, (w, h).
     """
     image = _upright(image)
-    mask = _mask_of(image, mask)
+    core = mask = _mask_of(image, mask)
     pixels = np.array(image)
-    core = mask
     for _ in range(width):
         core = ~_grown(~core, edge=True)
     dark = _grown(mask, edge=False) & ~mask
@@ -88,38 +86,29 @@ def outline(image: Image.Image, mask, color: Color = TARGET_COLOR, width: int = 
 
 
 def cut_out(image: Image.Image, mask) -> Image.Image:
-    """The object alone: opaque inside `mask`, transparent and black outside, where nothing of the picture is left.
+    """The object alone: opaque inside `mask`, transparent and black outside, where nothing of the image is left.
 
-    Args:
-        image: of any mode, (w, h).
-        mask: as `overlay` takes it.
-
-    Returns:
-        A new RGBA image, (w, h), whose alpha is 255 inside the mask and 0 outside.
-
-    Raises:
-        ValueError: the mask is not binary or not of the image's size.
+    Args and errors are those of `overlay`. Returns a new RGBA image, (w, h), with an alpha of 255 inside and 0 outside.
     """
     image = _upright(image)
     mask = _mask_of(image, mask)[..., None]
-    pixels = np.asarray(image)
-    return Image.fromarray(np.concatenate([pixels * mask, mask.astype(np.uint8) * 255], axis=-1))
+    return Image.fromarray(np.concatenate([np.asarray(image) * mask, mask.astype(np.uint8) * 255], axis=-1))
 
 
 def heat_map(image: Image.Image, probability, opacity: float = 0.6, with_bar: bool = True) -> Image.Image:
-    """Lay probabilities over the picture in grey, dark for 0 and light for 1: the same scale in every picture.
+    """Lay probabilities over the image in gray, dark for 0 and light for 1: the same scale in every image.
 
     Args:
         image: of any mode, (w, h).
         probability: (h, w) floats from 0 to 1, such as the sigmoid of logits at the image's size.
-        opacity: from 0.0, the picture alone, to 1.0, the colors alone.
+        opacity: from 0.0, the image alone, to 1.0, the colors alone.
         with_bar: whether a bar that says which color is 0, 0.5 and 1 stands below.
 
     Returns:
         A new RGB image, (w, h), or with the bar higher, and at least 120 wide.
 
     Raises:
-        ValueError: the probabilities are not of the image's size or not all from 0 to 1, or opacity is not.
+        ValueError: the probabilities are not of the image's size, or they or opacity are not from 0 to 1.
     """
     image, values = _upright(image), np.asarray(probability)
     if values.shape != (image.height, image.width) or values.dtype.kind != "f":
@@ -135,17 +124,25 @@ def heat_map(image: Image.Image, probability, opacity: float = 0.6, with_bar: bo
     drawn = _heated(image, values, opacity)
     if not with_bar:
         return drawn
-    bar = _color_bar(max(120, image.width))
-    sheet = Image.new("RGB", (bar.width, image.height + bar.height), "white")
-    sheet.paste(drawn, (0, 0))
-    sheet.paste(bar, (0, image.height))
-    return sheet
+    from matplotlib.cm import ScalarMappable
+    from matplotlib.figure import Figure
+
+    width, height = max(120, image.width), image.height + 36
+    figure = Figure((width / DPI, height / DPI), dpi=DPI)
+    figure.figimage(drawn, yo=36)
+    axes = figure.add_axes((0, 20 / height, 1, 10 / height))
+    bar = figure.colorbar(ScalarMappable(cmap=HEAT_COLORS), axes, orientation="horizontal")
+    bar.set_ticks([0, 0.5, 1], labels=["0", "0.5", "1"])
+    bar.outline.set_visible(False)
+    for label, alignment in zip(axes.get_xticklabels(), ("left", "center", "right"), strict=True):
+        label.set(size=12, color=TEXT_COLOR, horizontalalignment=alignment)
+    return _rendered(figure)
 
 
 def attention_sheet(image: Image.Image, scores, words: Sequence[str], cell_width: int = 140) -> Image.Image:
     """What each word looks at: a row per word, a map per decoder layer, and the layers' mean (Eq. 2a's softmax).
 
-    Each map is scaled to its own largest share, which its caption says, beside that of an even look: 100% / P.
+    Each map is scaled to its own largest share, which stands below it. Spread evenly, every share would be 100% / P.
 
     Args:
         image: of any mode. Stretched to its shape, the grid must cover it.
@@ -154,53 +151,59 @@ def attention_sheet(image: Image.Image, scores, words: Sequence[str], cell_width
         words: T of them; leave out padding here and in `scores`.
         cell_width: of a map, in pixels.
 
-    Returns:
-        A new RGB image.
-
-    Raises:
-        ValueError: P is no square, there are not T words, or a score is not finite.
+    Returns a new RGB image. Raises a ValueError where P is no square, there are not T words or a score is not finite.
     """
-    image = _upright(image)
-    layers = [np.asarray(layer, dtype=np.float64) for layer in (scores if np.ndim(scores) == 3 else [scores])]
-    shape = layers[0].shape
-    side = math.isqrt(shape[-1])
-    if len(shape) != 2 or side**2 != shape[1] or len(words) != shape[0] or not len(words):
+    image, scores = _upright(image), np.asarray(scores, dtype=np.float64)
+    shares = scores[None] if scores.ndim == 2 else scores  # of each layer
+    side = math.isqrt(shares.shape[-1])
+    if shares.ndim != 3 or side**2 != shares.shape[2] or len(words) != shares.shape[1] or not len(words):
         raise ValueError(
-            f"Attention to draw is (T, P) for T words and a square grid of P pixels, but it is {shape} and there are "
-            f"{len(words)} words. Give one expression's mutual_attentions, without its padding."
+            f"Attention to draw is (T, P) for T words and a square grid of P pixels, or such for each layer, but it is "
+            f"{scores.shape} and there are {len(words)} words. Give one expression's mutual_attentions, without its "
+            "padding."
         )
-    if not np.isfinite(layers).all():
+    if not np.isfinite(scores).all():
         raise ValueError("Attention is drawn from finite scores, but some are not. The weights may have diverged.")
-    powers = [np.exp(layer - layer.max(axis=1, keepdims=True)) for layer in layers]
-    looks = [power / power.sum(axis=1, keepdims=True) for power in powers]  # (T, P) each, a word's shares sum to 1
-    titles = [f"word (even: {1 / shape[1]:.1%})", *(f"layer {number}" for number in range(1, len(looks) + 1))]
-    if len(looks) > 1:
-        looks, titles = [*looks, np.mean(looks, axis=0)], [*titles, "mean"]
+    shares = np.exp(shares - shares.max(axis=2, keepdims=True))
+    shares /= shares.sum(axis=2, keepdims=True)  # (layers, T, P), those of a word sum to 1
+    titles = [f"layer {number}" for number in range(1, len(shares) + 1)]
+    if len(shares) > 1:
+        shares, titles = np.concatenate([shares, shares.mean(axis=0, keepdims=True)]), [*titles, "mean"]
+    from matplotlib.figure import Figure
+
     height = min(2 * cell_width, max(1, round(cell_width * image.height / image.width)))
-    small = image.resize((cell_width, height), Image.Resampling.LANCZOS)
-    rows = []
-    for number, word in enumerate(words):
-        row = [word]
-        for look in looks:
-            most = look[number].max()
-            grid = Image.fromarray((look[number] / most).astype(np.float32).reshape(side, side))
-            shares = np.asarray(grid.resize(small.size, Image.Resampling.BILINEAR)).clip(0, 1)
-            row.append((_heated(small, shares, 0.6), f"most {most:.1%}"))
-        rows.append(row)
-    return contact_sheet(rows, titles, cell_width)
+    image = image.resize((cell_width, height), Image.Resampling.LANCZOS)
+    lefts, tops = (cell_width + 10) * np.arange(len(titles)), (height + 24) * np.arange(len(words))
+    maps = Image.new("RGB", (int(lefts[-1]) + cell_width, int(tops[-1]) + height), "white")
+    figure = Figure((maps.width / DPI, maps.height / DPI), dpi=DPI)
+    axes = figure.add_axes((0, 0, 1, 1))
+    for row, column in np.ndindex(len(words), len(titles)):
+        look, left, top = shares[column, row], int(lefts[column]), int(tops[row])
+        grid = Image.fromarray((look / look.max()).astype(np.float32).reshape(side, side))
+        values = np.asarray(grid.resize(image.size, Image.Resampling.BILINEAR)).clip(0, 1)
+        maps.paste(_heated(image, values, 0.6), (left, top))
+        below = {"x": left + cell_width / 2, "y": top + height + 4, "ha": "center", "va": "top"}
+        axes.text(s=f"most {look.max():.1%}", size=13, color=TEXT_COLOR, **below)
+    axes.imshow(maps, extent=(0, maps.width, maps.height, 0))
+    axes.set_xticks(lefts + cell_width / 2, titles)
+    axes.set_yticks(tops + height / 2, map(_printable, words), parse_math=False)
+    axes.tick_params(length=0, labelsize=15, labelcolor=TEXT_COLOR, labeltop=True, labelbottom=False)
+    axes.spines[:].set_visible(False)
+    axes.set_title(f"attention spread evenly: {1 / side**2:.1%}", size=13, color=TEXT_COLOR, pad=12)
+    return _rendered(figure, bbox_inches="tight", pad_inches=10 / DPI)
 
 
 def contact_sheet(
     rows: Sequence[Sequence[Cell]], titles: Sequence[str] = (), cell_width: int = 240, font_size: int = 15
 ) -> Image.Image:
-    """Lay out rows of pictures and texts on white.
+    """Lay out rows of images and texts on white.
 
     contact_sheet([[image, "the red mug", (overlay(image, mask), "IoU 0.83"), outline(image, truth)]],
                   titles=["image", "expression", "prediction", "truth"])
 
     Args:
-        rows: of cells: a picture, a text, or a picture with a caption. Pictures are scaled to the cell's width (very
-            high ones to twice that in height); long texts are wrapped, and cut with "..." after twelve lines.
+        rows: of cells: an image, a text, or an image with a caption. Images are scaled to the cell's width (very
+            high ones to twice that in height). Long texts are wrapped, and cut with "..." after twelve lines.
         titles: one per column, or none.
         cell_width: in pixels.
         font_size: in pixels. Letters that the font found lacks show as boxes.
@@ -222,9 +225,9 @@ def contact_sheet(
     sheet = Image.new("RGB", size, "white")
     y = gap
     for row, cells, height in zip(rows, drawn, heights, strict=True):
-        for column, (cell, picture) in enumerate(zip(row, cells, strict=True)):
-            down = (height - picture.height) // 2 if isinstance(cell, str) else 0
-            sheet.paste(picture, (gap + column * (cell_width + gap), y + down))
+        for column, (cell, image) in enumerate(zip(row, cells, strict=True)):
+            down = (height - image.height) // 2 if isinstance(cell, str) else 0
+            sheet.paste(image, (gap + column * (cell_width + gap), y + down))
         y += height + gap
     return sheet
 
@@ -251,33 +254,24 @@ def _mask_of(image: Image.Image, mask) -> np.ndarray:
 
 
 def _heated(image: Image.Image, values: np.ndarray, opacity: float) -> Image.Image:
-    """The picture in grey under the colors of `values`, (h, w) from 0 to 1."""
+    """The image in gray under the colors of `values`, (h, w) from 0 to 1."""
+    from matplotlib import colormaps
+
     if not 0 <= opacity <= 1:
         raise ValueError(f"opacity is a share from 0 to 1, but it is {opacity}. 0.6 is the usual.")
-    return Image.blend(image.convert("RGB").convert("L").convert("RGB"), Image.fromarray(_heat(values)), opacity)
+    colors = Image.fromarray(colormaps[HEAT_COLORS](values, bytes=True)[..., :3])
+    return Image.blend(image.convert("L").convert("RGB"), colors, opacity)
 
 
-def _heat(values: np.ndarray) -> np.ndarray:
-    """Colors (…, 3) uint8 for `values` (…) from 0 to 1."""
-    stops = np.array([ImageColor.getrgb(color) for color in HEAT_COLORS])
-    places = np.linspace(0, 1, len(stops))
-    return np.stack([np.interp(values, places, channel) for channel in stops.T], axis=-1).round().astype(np.uint8)
-
-
-def _color_bar(width: int) -> Image.Image:
-    """The scale of `heat_map`, with its ends and its middle named below."""
-    font, thick, edge = _font(12), 10, 6
-    bar = Image.new("RGB", (width, edge + thick + 20), "white")
-    colors = np.repeat(_heat(np.linspace(0, 1, width))[None], thick, axis=0)
-    bar.paste(Image.fromarray(colors), (0, edge))
-    pen = ImageDraw.Draw(bar)
-    for text, place, anchor in (("0", 0, "lt"), ("0.5", width // 2, "mt"), ("1", width, "rt")):
-        pen.text((place, edge + thick + 4), text, fill=TEXT_COLOR, font=font, anchor=anchor)
-    return bar
+def _rendered(figure, **saving) -> Image.Image:
+    """A Matplotlib figure as an RGB image."""
+    file = io.BytesIO()
+    figure.savefig(file, format="png", pil_kwargs={"compress_level": 1}, **saving)
+    return Image.open(file).convert("RGB")
 
 
 def _grown(mask: np.ndarray, edge: bool) -> np.ndarray:
-    """`mask` and its eight neighbours; beyond the picture lies `edge`."""
+    """`mask` and its eight neighbours; beyond the image lies `edge`."""
     height, width = mask.shape
     padded = np.pad(mask, 1, constant_values=edge)
     return np.any([padded[y : y + height, x : x + width] for y in range(3) for x in range(3)], axis=0)
@@ -302,36 +296,27 @@ def _drawn(cell: Cell, width: int, font: ImageFont.FreeTypeFont) -> Image.Image:
         for number, line in enumerate(lines):
             pen.text((0, number * line_height), line, fill=TEXT_COLOR, font=font)
         return drawn
-    picture, caption = cell if isinstance(cell, tuple) else (cell, "")
-    scale = min(width / picture.width, 2 * width / picture.height)
-    size = (max(1, round(picture.width * scale)), max(1, round(picture.height * scale)))
-    picture = picture.convert("RGB").resize(size, Image.Resampling.LANCZOS)
+    image, caption = cell if isinstance(cell, tuple) else (cell, "")
+    scale = min(width / image.width, 2 * width / image.height)
+    size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
+    image = image.convert("RGB").resize(size, Image.Resampling.LANCZOS)
     below = _drawn(caption, width, font) if caption else Image.new("RGB", (width, 0))
     gap = font.size // 3 if caption else 0
-    drawn = Image.new("RGB", (width, picture.height + gap + below.height), "white")
-    drawn.paste(picture, ((width - picture.width) // 2, 0))
-    drawn.paste(below, (0, picture.height + gap))
+    drawn = Image.new("RGB", (width, image.height + gap + below.height), "white")
+    drawn.paste(image, ((width - image.width) // 2, 0))
+    drawn.paste(below, (0, image.height + gap))
     return drawn
 
 
-def _wrapped(text: str, width: int, font: ImageFont.FreeTypeFont, most_lines: int = 12) -> list[str]:
-    """Lines no wider than `width` pixels, broken at spaces, or within a word that is wider itself."""
-    text = "".join(letter if letter.isprintable() else " " for letter in text)[:4000]
-    lines = [""]
-    for word in text.split():
-        longer = f"{lines[-1]} {word}".strip()
-        if font.getlength(longer) <= width:
-            lines[-1] = longer
-            continue
-        if lines[-1]:
-            lines.append("")
-        for letter in word:
-            if lines[-1] and font.getlength(lines[-1] + letter) > width:
-                lines.append("")
-            lines[-1] += letter
-    if len(lines) > most_lines:
-        lines = lines[:most_lines]
-        while lines[-1] and font.getlength(lines[-1] + "...") > width:
-            lines[-1] = lines[-1][:-1]
-        lines[-1] += "..."
-    return lines
+def _printable(text: str) -> str:
+    return "".join(letter if letter.isprintable() else " " for letter in text)
+
+
+def _wrapped(text: str, width: int, font: ImageFont.FreeTypeFont) -> list[str]:
+    """At most twelve lines of as many letters as fit into `width` pixels; "..." ends a text that is cut."""
+    text = _printable(text)[:4000]
+    for letters in range(max(4, width // 3), 3, -1):
+        lines = textwrap.wrap(text, letters, max_lines=12, placeholder="...")
+        if all(font.getlength(line) <= width for line in lines):
+            break
+    return lines or [""]
