@@ -1,11 +1,11 @@
-"""Scores of a model folder on a referring data set, its rows and pages, and two models side by side.
+"""Measure a model on a referring data set, or compare two: tables, and where asked for JSON, rows and a page.
 
     python examples/evaluate_referring.py --model hub/checkpoints/m3dec-scenes --data_root outputs/data \\
         --dataset scenes --split_by scenes --split test --rows outputs/shipped.parquet --page outputs/page
     python examples/evaluate_referring.py --compare outputs/shipped.parquet outputs/scenes/best --split test
 
-Every sentence of the split counts once, at each image's own size; each image is encoded once for all its sentences.
-With `torchrun --nproc_per_node N` in place of `python` the images are dealt out to N processes.
+Every expression of the split counts once, at its image's own size. Each image is encoded once for all its expressions.
+With `torchrun --nproc_per_node N` in place of `python`, N processes share the images.
 """
 
 import json
@@ -21,15 +21,15 @@ from transformers import HfArgumentParser
 from m3dec import M3DecForImageSegmentation, M3DecProcessor
 from m3dec.examples.evaluation.loop import DEFAULT_THRESHOLD, evaluate
 from m3dec.examples.evaluation.page import Truths, write_comparison_page, write_page
-from m3dec.examples.evaluation.results import Answers, check_comparable, read_rows, write_rows
+from m3dec.examples.evaluation.results import Answers, read_rows, write_rows
 from m3dec.examples.evaluation.tables import (
     by_kind,
     by_length,
     by_size,
     comparison,
     intervals,
-    listening,
-    table,
+    peak_rates,
+    text_table,
     which_is_better,
 )
 from m3dec.examples.user_errors import exits_with_message
@@ -50,7 +50,7 @@ class EvaluationArguments:
         default=None, metadata={"help": "Of the probability; VLT reported at 0.35. None: that of rows given, or 0.5."}
     )
     per_device_eval_batch_size: int = field(
-        default=8, metadata={"help": "Images at once; each with all its sentences."}
+        default=8, metadata={"help": "Images at once; each with all its expressions."}
     )
     confidence: float | None = field(
         default=None,
@@ -58,10 +58,10 @@ class EvaluationArguments:
     )
     json: str | None = field(default=None, metadata={"help": "Also write the figures to this file."})
     rows: str | None = field(default=None, metadata={"help": "Also write a row per expression to this .parquet."})
-    page: str | None = field(default=None, metadata={"help": "Also write a page with pictures into this folder."})
+    page: str | None = field(default=None, metadata={"help": "Also write a page with images into this folder."})
 
     def check(self) -> None:
-        """End with a sentence where the flags do not fit together, before anything is computed."""
+        """Raise SystemExit where the flags do not fit together."""
         if (self.model is None) == (self.compare is None):
             raise SystemExit("Give --model MODEL for the scores of one model, or --compare A B for two: one of them.")
         if self.compare is not None and len(self.compare) != 2:
@@ -81,140 +81,131 @@ def main(command_line: list[str] | None = None):
     parser = HfArgumentParser((DataArguments, EvaluationArguments))
     data, arguments = parser.parse_args_into_dataclasses(command_line)
     arguments.check()
-    or_exit(make_folders, arguments)
+    try:
+        measure(data, arguments)
+    except (ValueError, OSError) as error:
+        raise SystemExit(str(error)) from error
+
+
+def measure(data: DataArguments, arguments: EvaluationArguments) -> None:
+    """Get the answers of one model or two, from their rows or from the models, and report them.
+
+    Raises:
+        ValueError, OSError: a file or a model cannot be read or written, or they do not fit together.
+    """
+    make_folders(arguments)
     accelerator = Accelerator(cpu=not torch.accelerator.is_available())  # else processes on CPUs ignore one another
-    names, split = arguments.compare or [arguments.model], None
-    sources = [or_exit(rows_or_model, name, arguments, accelerator) for name in names]  # all, before the first answers
-    made = next((source for name, source in zip(names, sources, strict=True) if is_rows(name)), None)
-    arguments.split = arguments.split or (made.split if made else "val")
-    arguments.threshold = arguments.threshold or DEFAULT_THRESHOLD
-    if arguments.page or not all(is_rows(name) for name in names):
-        split = load_split(data, arguments.split, accelerator)
-    runs = [
-        or_exit(answers_of, name, source, data, arguments, split, accelerator)
-        for name, source in zip(names, sources, strict=True)
-    ]
+    names = arguments.compare or [arguments.model]
+    # Everything is read and checked before the first question, because answers may take hours.
+    earlier = {name: read_rows(name) for name in names if name.endswith(".parquet")}
+    models = {name: load_model(name, accelerator) for name in names if name not in earlier}
+    settle_protocol(arguments, earlier, asking=bool(models))
+    split = load_split(data, arguments.split, accelerator) if models or arguments.page else None
+
+    def answers_of(name: str) -> Answers:
+        if name in earlier:
+            return earlier[name]
+        keep_masks, at_once = bool(arguments.rows or arguments.page), arguments.per_device_eval_batch_size
+        results = evaluate(*models[name], split, accelerator, at_once, arguments.threshold, keep_masks)
+        return Answers(name, data.describe(), arguments.split, arguments.threshold, results)
+
+    runs = [answers_of(name) for name in names]
     if not accelerator.is_main_process:
         return
-    if arguments.compare:
-        or_exit(check_comparable, *runs)
-    truths = or_exit(Truths, split, runs[0].results) if arguments.page else None
-    figures = report_two(*runs, arguments, truths) if arguments.compare else report_one(*runs, arguments, truths)
+    report = report_two if arguments.compare else report_one
+    figures = report(*runs, arguments, split)
     if arguments.json:
-        with open(arguments.json, "w", encoding="utf-8") as file:
-            json.dump(without_nan(figures), file, indent=2)
-
-
-def without_nan(figures):
-    """With null, which JSON has, for NaN, such as a share of no expressions."""
-    if isinstance(figures, dict):
-        return {name: without_nan(value) for name, value in figures.items()}
-    return None if isinstance(figures, float) and math.isnan(figures) else figures
+        Path(arguments.json).write_text(json.dumps(without_nan(figures), indent=2), encoding="utf-8")
 
 
 def make_folders(arguments: EvaluationArguments) -> None:
-    """Make the folders of all that will be written now: one that cannot be made ends no hour of answers."""
+    """Make the folders of all that will be written. If one cannot be made, the program ends before it asks anything."""
     folders = [Path(file).parent for file in (arguments.rows, arguments.json) if file]
     for folder in [*folders, *([Path(arguments.page)] if arguments.page else [])]:
         folder.mkdir(parents=True, exist_ok=True)
+
+
+def load_model(name: str, accelerator: Accelerator) -> tuple[M3DecForImageSegmentation, M3DecProcessor]:
+    model = M3DecForImageSegmentation.from_pretrained(name).to(accelerator.device)
+    return model, M3DecProcessor.from_pretrained(name)
+
+
+def settle_protocol(arguments: EvaluationArguments, earlier: dict[str, Answers], asking: bool) -> None:
+    """Set the split and the threshold that no flag gives: the earlier rows' split, and `DEFAULT_THRESHOLD`.
+
+    Raises:
+        ValueError: rows are of another split or threshold than the flags say or than models, if `asking`, will have.
+    """
+    for name, run in earlier.items():
+        if arguments.split not in (None, run.split):
+            raise ValueError(
+                f"{name} was made on {run.split}, so it says nothing about {arguments.split}. Give the model."
+            )
+        if run.threshold != (arguments.threshold or (DEFAULT_THRESHOLD if asking else run.threshold)):
+            raise ValueError(
+                f"{name} was made with threshold {run.threshold}, and only the model can answer with another: give "
+                f"--threshold {run.threshold}, or the model in its place."
+            )
+    arguments.split = arguments.split or next((run.split for run in earlier.values()), "val")
+    arguments.threshold = arguments.threshold or DEFAULT_THRESHOLD
 
 
 def load_split(data: DataArguments, name: str, accelerator: Accelerator) -> datasets.Dataset:
     with accelerator.main_process_first():
         splits = data.load()
     if name not in splits:
-        raise SystemExit(f"There is no split {name!r}. The splits of this data set are {', '.join(splits)}.")
+        raise ValueError(f"There is no split {name!r}. The splits of this data set are {', '.join(splits)}.")
     return splits[name]
 
 
-def is_rows(name: str) -> bool:
-    """Whether this is an earlier run's rows, and not a model."""
-    return name.endswith(".parquet")
-
-
-def or_exit(function, *arguments):
-    """What `function` returns; its complaint ends the program."""
-    try:
-        return function(*arguments)
-    except (ValueError, OSError) as error:
-        raise SystemExit(str(error)) from error
-
-
-def rows_or_model(name: str, arguments: EvaluationArguments, accelerator):
-    """An earlier run's rows, or a model and its processor.
-
-    Raises:
-        ValueError, OSError: there is no such model, the rows cannot be read, or they are of another split or threshold
-            than was asked for, or of another threshold than a model beside them will answer with.
-    """
-    if not is_rows(name):
-        model = M3DecForImageSegmentation.from_pretrained(name).to(accelerator.device)
-        return model, M3DecProcessor.from_pretrained(name)
-    run = read_rows(name)
-    if arguments.split not in (None, run.split):
-        raise ValueError(f"{name} was made on {run.split}, so it says nothing about {arguments.split}. Give the model.")
-    beside_a_model = not all(is_rows(other) for other in arguments.compare or [name])
-    threshold = arguments.threshold or (DEFAULT_THRESHOLD if beside_a_model else run.threshold)
-    if threshold != run.threshold:
-        raise ValueError(
-            f"{name} was made with threshold {run.threshold}, and only the model can answer with another: give "
-            f"--threshold {run.threshold}, or the model in its place."
-        )
-    return run
-
-
-def answers_of(name: str, source, data: DataArguments, arguments: EvaluationArguments, split, accelerator) -> Answers:
-    """The answers of `rows_or_model(name)`: read already, or asked for now."""
-    if is_rows(name):
-        return source
-    model, processor = source
-    size, threshold = arguments.per_device_eval_batch_size, arguments.threshold
-    keep_masks = bool(arguments.rows or arguments.page)
-    results = evaluate(model, processor, split, accelerator, size, threshold, keep_masks)
-    return Answers(name, data.describe(), arguments.split, threshold, results)
-
-
-def report_one(run: Answers, arguments: EvaluationArguments, truths: Truths | None) -> dict:
+def report_one(run: Answers, arguments: EvaluationArguments, split: datasets.Dataset | None) -> dict:
     """Print the tables of one model, write its rows and its page, and return the figures."""
+    truths = Truths(split, run.results) if arguments.page else None
     kinds, lengths, sizes = by_kind(run.results), by_length(run.results), by_size(run.results)
     figures = kinds | {"by_length": lengths, "by_size": sizes}
-    tables = {"kind": kinds, "words": lengths, "target size": sizes}
+    tables, notes = {"kind": kinds, "words": lengths, "target size": sizes}, []
     print(run.heading)
     for title, rows in tables.items():
-        print(table(rows, title))
-    notes = []
-    own, blind = listening(run.results)
-    if not math.isnan(own):
-        figures["listening"] = {"peak_in_target": own, "blind_chance": blind}
-        notes.append(f"peak in its target: {100 * own:.2f}; a model that does not listen: {100 * blind:.2f}")
+        print(text_table(rows, title))
+    in_target, blind = peak_rates(run.results)
+    if not math.isnan(in_target):
+        figures["listening"] = {"peak_in_target": in_target, "blind_chance": blind}
+        notes.append(f"peak in its target: {100 * in_target:.2f}; a model that does not listen: {100 * blind:.2f}")
     if arguments.confidence:
         figures["intervals"] = intervals(run.results, arguments.confidence)
-        notes += [
-            f"{name}: {100 * low:.2f} to {100 * high:.2f} in {arguments.confidence:.0%} of resampled sets"
-            for name, (low, high) in figures["intervals"].items()
-        ]
+        for name, (low, high) in figures["intervals"].items():
+            ends = f"{100 * low:.2f} to {100 * high:.2f}"
+            notes.append(f"{name}: {ends} in {arguments.confidence:.0%} of resampled sets")
     print(*notes, sep="\n")
     if arguments.rows:
         write_rows(arguments.rows, run)
-    if truths is not None:
+    if arguments.page:
         print(write_page(arguments.page, run, truths, tables, notes))
     return figures
 
 
-def report_two(first: Answers, second: Answers, arguments: EvaluationArguments, truths: Truths | None) -> dict:
-    """Print what two models differ by, write the page that shows both, and return the figures."""
+def report_two(first: Answers, second: Answers, arguments: EvaluationArguments, split: datasets.Dataset | None) -> dict:
+    """Print the differences of two models, write the page that shows both, and return the figures."""
     confidence = arguments.confidence or 0.95
     figures = comparison(first, second, confidence)
+    truths = Truths(split, first.results) if arguments.page else None
     print(f"A: {first.model}\nB: {second.model}\n{first.heading}")
-    print(table({"A": figures["A"]["all"], "B": figures["B"]["all"]}))
+    print(text_table({"A": figures["A"]["all"], "B": figures["B"]["all"]}))
     for name, row in figures["differences"].items():
         ends = f"{100 * row['low']:+.2f} to {100 * row['high']:+.2f} in {confidence:.0%} of resampled sets"
         print(f"{name}: A - B = {100 * row['difference']:+.2f}, {ends}: {which_is_better(row)}")
     counts = [figures[f"solved_by_{who}"] for who in ("A_only", "B_only", "both", "neither")]
     print("IoU above 0.5 by A only: {}, by B only: {}, by both: {}, by neither: {}".format(*counts))
-    if truths is not None:
+    if arguments.page:
         print(write_comparison_page(arguments.page, first, second, truths, figures, confidence))
     return figures
+
+
+def without_nan(figures):
+    """JSON has no NaN, so a share of no expressions becomes null."""
+    if isinstance(figures, dict):
+        return {name: without_nan(value) for name, value in figures.items()}
+    return None if isinstance(figures, float) and math.isnan(figures) else figures
 
 
 if __name__ == "__main__":

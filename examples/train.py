@@ -30,7 +30,7 @@ from tqdm import tqdm
 
 from m3dec import M3DecForImageSegmentation
 from m3dec.examples.evaluation.loop import evaluate
-from m3dec.examples.evaluation.tables import by_kind, by_set, listening, table
+from m3dec.examples.evaluation.tables import by_kind, by_set, peak_rates, text_table
 from m3dec.examples.training.parts import freezes_text_encoder, normalized
 from m3dec.examples.training.recipe import TrainingRecipe, parse_recipe, write_recipe
 from m3dec.examples.training.report import draw_curves, draw_samples
@@ -220,9 +220,9 @@ def evaluate_and_save(training: Training, losses: dict[str, Tensor]) -> None:
     if not math.isnan(peaks):
         measured |= {"peak_in_target": peaks, "blind_chance": chance}
     if training.accelerator.is_main_process:
-        tqdm.write(f"step {progress.step}, {progress.minutes:.1f} min, loss {loss:.4f}\n{table(figures)}")
+        tqdm.write(f"step {progress.step}, {progress.minutes:.1f} min, loss {loss:.4f}\n{text_table(figures)}")
         if sets:
-            tqdm.write(table(sets, "set"))
+            tqdm.write(text_table(sets, "set"))
         save(training, figures, output / "last")
         if improved:
             save(training, figures, output / "best")
@@ -244,8 +244,8 @@ def evaluate_held_out(training: Training) -> list:
 
 
 def warn_if_blind(training: Training, results: list) -> tuple[float, float]:
-    """Say so where the answers do not depend on the words; return what `listening` measured."""
-    peaks, chance = listening(results)
+    """Say so where the answers do not depend on the words; return `peak_rates`."""
+    peaks, chance = peak_rates(results)
     step, main = training.progress.step, training.accelerator.is_main_process
     if main and step >= training.recipe.num_warmup_steps + BLIND_CHECK and peaks <= 1.25 * chance:
         tqdm.write(

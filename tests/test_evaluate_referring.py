@@ -37,7 +37,7 @@ from m3dec.examples.evaluation.results import (
     read_rows,
     write_rows,
 )
-from m3dec.examples.evaluation.tables import by_kind, by_length, by_size, comparison, listening, table
+from m3dec.examples.evaluation.tables import by_kind, by_length, by_size, comparison, peak_rates, text_table
 from m3dec.hub import SHIPPED_CHECKPOINT
 from m3dec.processing.referring_data import load_referring_dataset
 from m3dec.processing.referring_data.sampling import references_by_image
@@ -66,7 +66,7 @@ def scenes(data) -> datasets.Dataset:
 
 @pytest.fixture(scope="module")
 def uneven(scenes) -> datasets.Dataset:
-    """The same with one to five sentences a picture; one of the third and the only one of the sixth has no word."""
+    """The same with one to five sentences an image; one of the third and the only one of the sixth has no word."""
     rows = []
     for place, numbers in enumerate(references_by_image(scenes).values()):
         references = [scenes[number] for number in numbers]
@@ -108,7 +108,7 @@ def first_images(dataset: datasets.Dataset, count: int) -> datasets.Dataset:
 
 
 def result(number: int = 1, **changes) -> ExpressionResult:
-    """A result of a 40 x 50 picture: half of a target of 100 pixels found."""
+    """A result of a 40 x 50 image: half of a target of 100 pixels found."""
     plain = {
         "image_id": number,
         "file_name": f"{number}.jpg",
@@ -177,7 +177,7 @@ def by_two_processes(folder: Path, dataset: datasets.Dataset, threshold: float, 
 
 
 def median_probability(model, processor, dataset) -> float:
-    """A threshold at which random weights answer with about half of a picture."""
+    """A threshold at which random weights answer with about half of an image."""
     inputs = processor(images=dataset[0]["image"], text=dataset[0]["sentences"][0]["raw"])
     with torch.inference_mode():
         return model.eval()(**inputs).logits.median().sigmoid().item()
@@ -302,7 +302,7 @@ def test_the_chance_of_a_blind_model_is_the_share_of_targets_that_hold_its_peak(
     assert judged(empty, [overlapping, apart], (1, 4)).blind_chance is None
 
 
-def test_listening_is_the_share_of_peaks_in_their_target_beside_that_of_a_blind_model():
+def test_peak_rates_are_the_share_of_peaks_in_their_target_beside_that_of_a_blind_model():
     rows = [
         result(1, peak_in_target=True, blind_chance=0.5),
         result(1, peak_in_target=False, blind_chance=0.5),
@@ -310,17 +310,17 @@ def test_listening_is_the_share_of_peaks_in_their_target_beside_that_of_a_blind_
         result(2, peak_in_target=True, blind_chance=0.0),
         result(3, peak_in_target=False, blind_chance=None),
     ]
-    assert listening(rows) == (0.75, 0.3125)
-    assert all(map(math.isnan, listening(rows[4:])))
+    assert peak_rates(rows) == (0.75, 0.3125)
+    assert all(map(math.isnan, peak_rates(rows[4:])))
 
 
 def test_the_shipped_model_listens(answered):
-    own, blind = listening(answered.results)
+    own, blind = peak_rates(answered.results)
     assert own > 0.8 > 0.35 > blind > 0.1
 
 
 class Deaf(torch.nn.Module):
-    """Answers every sentence with that about the picture's first."""
+    """Answers every sentence with that about the image's first."""
 
     def __init__(self, model):
         super().__init__()
@@ -336,7 +336,7 @@ class Deaf(torch.nn.Module):
 def test_a_model_that_does_not_listen_reaches_what_a_blind_one_would(scenes):
     model = Deaf(M3DecForImageSegmentation.from_pretrained(SHIPPED_CHECKPOINT))
     processor = M3DecProcessor.from_pretrained(SHIPPED_CHECKPOINT)
-    own, blind = listening(evaluate(model, processor, first_images(scenes, 5), one_process(), 5))
+    own, blind = peak_rates(evaluate(model, processor, first_images(scenes, 5), one_process(), 5))
     assert own == pytest.approx(blind, abs=0.05) and blind > 0.15
 
 
@@ -356,7 +356,7 @@ def test_every_result_is_in_one_band_of_length_and_one_of_size():
     rows.append(result(0, target=0, intersection=0, predicted=0, union=0))
     counts = {name: row["count"] for name, row in by_size(rows).items()}
     assert counts == {"no target": 1, "small": 2, "medium": 2, "large": 2}
-    assert "n_acc" in table(by_size(rows), "target size").splitlines()[0]
+    assert "n_acc" in text_table(by_size(rows), "target size").splitlines()[0]
 
 
 def test_a_kind_of_the_name_of_a_table_does_not_take_its_place():
@@ -434,7 +434,7 @@ def test_a_comparison_tells_the_difference_its_interval_and_who_solves_what():
 # --- pages ---------------------------------------------------------------------------------------------------------
 
 
-def test_the_cases_of_a_page_are_one_of_each_picture_and_the_same_whatever_the_order(answered, scenes):
+def test_the_cases_of_a_page_are_one_of_each_image_and_the_same_whatever_the_order(answered, scenes):
     rows, truths = answered.results, Truths(scenes, answered.results)
     for choose in (best, worst):
         cases = choose(rows)
@@ -546,10 +546,10 @@ def test_the_same_rows_make_the_same_page(pages, data, tmp_path, monkeypatch):
 
 PROBE = """<script>
 addEventListener("load", () => {
-  const pictures = [...document.images].map(picture => picture.naturalWidth);
+  const widths = [...document.images].map(image => image.naturalWidth);
   const asked = performance.getEntriesByType("resource").map(entry => entry.name);
   const wide = document.documentElement.scrollWidth - innerWidth;
-  document.body.setAttribute("data-probe", JSON.stringify({pictures, asked, wide}));
+  document.body.setAttribute("data-probe", JSON.stringify({widths, asked, wide}));
 });
 </script></body>"""
 
@@ -558,7 +558,7 @@ addEventListener("load", () => {
 @pytest.mark.skipif(CHROMIUM is None, reason="no chromium on this machine")
 @pytest.mark.parametrize("width", [1400, 500])
 @pytest.mark.parametrize("name", ["page", "both"])
-def test_a_browser_loads_every_picture_and_nothing_else(pages, name, width):
+def test_a_browser_loads_every_image_and_nothing_else(pages, name, width):
     page = pages / name / f"probe_{width}.html"
     text = (pages / name / "index.html").read_text(encoding="utf-8")
     page.write_text(text.replace("</body>", PROBE), encoding="utf-8")
@@ -572,7 +572,7 @@ def test_a_browser_loads_every_picture_and_nothing_else(pages, name, width):
         dom = subprocess.run(command, capture_output=True, text=True, timeout=120).stdout
     page.unlink()
     probe = json.loads(Probe(dom).found)
-    assert len(probe["pictures"]) == text.count("<img ") > 0 and min(probe["pictures"]) == 480
+    assert len(probe["widths"]) == text.count("<img ") > 0 and min(probe["widths"]) == 480
     assert all(address.startswith((pages / name).as_uri() + "/pictures/") for address in probe["asked"])
     assert probe["wide"] <= 0  # no scrolling sideways
 
@@ -629,11 +629,11 @@ def test_the_program_writes_its_figures_with_every_table(tiny, data, tmp_path, m
         run_program(monkeypatch, "--compare", tiny, tmp_path / "no-such-model", "--data_root", data)
 
 
-def test_a_picture_of_another_size_than_its_masks_is_not_scored(tiny, data, tmp_path, monkeypatch):
+def test_an_image_of_another_size_than_its_masks_is_not_scored(tiny, data, tmp_path, monkeypatch):
     shutil.copytree(data, tmp_path / "data")
-    picture = next((tmp_path / "data" / "scenes" / "images").glob("*val*"))
-    Image.open(picture).crop((0, 0, 100, 160)).save(picture)
-    with pytest.raises(SystemExit, match=rf"{picture.name} is \(100, 160\) and its masks are for \(160, 160\)"):
+    image = next((tmp_path / "data" / "scenes" / "images").glob("*val*"))
+    Image.open(image).crop((0, 0, 100, 160)).save(image)
+    with pytest.raises(SystemExit, match=rf"{image.name} is \(100, 160\) and its masks are for \(160, 160\)"):
         run_program(monkeypatch, "--model", tiny, "--data_root", tmp_path / "data")
 
 

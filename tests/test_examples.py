@@ -20,7 +20,7 @@ from m3dec import M3DecConfig, M3DecForImageSegmentation, M3DecProcessor
 from m3dec.examples import PHOTOGRAPHS, quickstart
 from m3dec.examples.evaluation import loop
 from m3dec.examples.evaluation.loop import evaluate
-from m3dec.examples.evaluation.tables import by_kind, table
+from m3dec.examples.evaluation.tables import by_kind, text_table
 from m3dec.examples.training.parts import collate, normalized
 from m3dec.examples.training.recipe import RECIPES, parse_recipe, read_recipe
 from m3dec.hub import SCENES_CHECKPOINT
@@ -154,7 +154,7 @@ def test_a_sentence_without_a_word_counts_as_answered_with_nothing_and_no_target
     assert [(r.intersection, r.union, r.predicted, r.target) for r in silent] == [(0, area, 0, area)]
     figures = by_kind(results)
     assert figures["all"].keys() >= {"giou", "ciou", "n_acc", "t_acc"}
-    assert "n_acc" in table(figures)
+    assert "n_acc" in text_table(figures)
 
 
 @pytest.mark.parametrize("letterbox", [False, True])
@@ -258,4 +258,4 @@ def test_the_checkpoint_for_scenes_saved_and_loaded_again_finds_what_is_meant_in
     figures = by_kind(evaluate(pipe.model, pipe.processor, scenes, Accelerator(cpu=True)))
     assert figures["all"]["count"] == 20 * 6
     assert figures["all"]["miou"] > 0.7  # its card: 0.82 on 400 scenes
-    assert "ordinal" in table(figures)
+    assert "ordinal" in text_table(figures)

@@ -1,4 +1,4 @@
-"""Ask a model every sentence of a split, on any number of processes, and count what each answer is worth."""
+"""Ask a model every expression of a split, on any number of processes, and count what each answer is worth."""
 
 import datasets
 import numpy as np
@@ -30,15 +30,15 @@ def evaluate(
     threshold: float = DEFAULT_THRESHOLD,
     keep_masks: bool = False,
 ) -> list[ExpressionResult]:
-    """Ask `model` every sentence of `dataset` (rows of `REFERRING_FEATURES`), each image encoded once.
+    """Ask `model` every expression of `dataset` (rows of `REFERRING_FEATURES`), each image encoded once.
 
     Batches of images are made first and then dealt out to the processes, whole and without padding, and the results
-    are gathered, never averages: any number of processes gives the same rows, in the order of (ref_id, sent_id). A
-    sentence without a word is not asked; it counts as answered with nothing. With `keep_masks` the results carry the
+    are gathered, never averages: any number of processes gives the same rows, in the order of (ref_id, sent_id). An
+    expression without a word is not asked; it counts as answered with nothing. With `keep_masks` the results carry the
     answers' run lengths.
 
     Raises:
-        ReferringDataError: a picture is of another size than its masks.
+        ReferringDataError: an image is of another size than its masks.
     """
     segmenter = Segmenter(model.eval(), processor)
     form = text_field(model.config)
@@ -72,13 +72,13 @@ def evaluate(
 def check_size(image: Image.Image, row: dict) -> None:
     if image.size != (row["width"], row["height"]):
         raise ReferringDataError(
-            f"A picture has the size of its masks, but {row['file_name']} is {image.size} and its masks are for "
+            f"An image has the size of its masks, but {row['file_name']} is {image.size} and its masks are for "
             f"{(row['width'], row['height'])} (width, height). Is it another one of that name, or was it saved anew?"
         )
 
 
 def unanswered(references: datasets.Dataset, usable: list[list[int]], form: str, keep_masks: bool) -> list:
-    """The results of those sentences that cannot be asked."""
+    """The results of those expressions that cannot be asked."""
     results = []
     for number, places in enumerate(usable):
         row = references[number]
@@ -90,7 +90,7 @@ def unanswered(references: datasets.Dataset, usable: list[list[int]], form: str,
 
 
 def result_of(row: dict, sentence: dict, form: str, answer: dict, targets: dict, keep_masks: bool) -> ExpressionResult:
-    """What `answer`, of the processor, is worth for one sentence of a reference.
+    """Measure `answer`, of the processor, against the truth of one sentence of a reference.
 
     `targets` are all that is meant in its image, {counts of the run lengths: bool mask (height, width)}.
     """
@@ -119,5 +119,5 @@ def result_of(row: dict, sentence: dict, form: str, answer: dict, targets: dict,
 
 
 def text_field(config) -> str:
-    """Which form of a sentence the field feeds: `sent` to word vectors (as VLT), `raw` to BERT (as LAVT)."""
+    """Which form of a sentence the model reads: `sent` with word vectors (as VLT), `raw` with BERT (as LAVT)."""
     return "sent" if config.text_config is None else "raw"

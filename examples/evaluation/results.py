@@ -1,4 +1,4 @@
-"""What a model answered to each expression of a split, as rows: in memory, and in a Parquet file."""
+"""A model's answers to the expressions of a split, a row each: in memory, and in a Parquet file."""
 
 import json
 import os
@@ -14,7 +14,7 @@ from m3dec.processing.referring_data.schema import decode_mask
 
 @dataclass
 class ExpressionResult:
-    """One sentence's outcome, in pixels of the original image."""
+    """The answer to one expression and its truth, counted in pixels of the original image."""
 
     image_id: int
     file_name: str
@@ -31,10 +31,10 @@ class ExpressionResult:
     target: int
     score: float  # the mean probability inside the answer, 0.0 where it is empty
     peak_in_target: bool  # whether the highest logit lies in the target
-    # What a model that does not listen would have scored with this peak: the share of the picture's distinct targets
-    # that hold it. None where the picture has one target only, the target is empty or the sentence was not asked.
+    # The chance that a model which ignores the words has this peak in its target: the share of the image's distinct
+    # targets that hold it. None where the image has one target only, the target is empty or nothing was asked.
     blind_chance: float | None = None
-    predicted_mask: str | None = None  # `counts` of COCO's run lengths, where they were asked for
+    predicted_mask: str | None = None  # `counts` of COCO's run lengths, where they are kept
 
     @property
     def image_key(self) -> tuple[int, str]:
@@ -43,7 +43,7 @@ class ExpressionResult:
 
     @property
     def ids(self) -> tuple:
-        """Which sentence it is; the order of results."""
+        """Which expression it is. Results are in this order."""
         return self.ref_id, self.sent_id, self.image_id, self.file_name
 
     @property
@@ -53,7 +53,7 @@ class ExpressionResult:
 
     @property
     def solved(self) -> bool:
-        """Whether the IoU is above 0.5, as Pr@0.5 counts it: in integers."""
+        """Whether the IoU is above 0.5. In integers, as Pr@0.5 counts it."""
         return 2 * self.intersection > self.union or self.union == 0
 
     def answer(self) -> np.ndarray:
@@ -73,37 +73,28 @@ class Answers:
 
     @property
     def heading(self) -> str:
-        """What was asked and how, in a line."""
+        """The line above the tables: data, split and protocol."""
         return f"{self.data} {self.split}, threshold {self.threshold}, original size, every sentence"
 
 
+ARROW_TYPES = {
+    int: pa.int64(),
+    bool: pa.bool_(),
+    float: pa.float64(),
+    float | None: pa.float64(),
+    str: pa.string(),
+    str | None: pa.string(),
+}
+SHORT = ("words", "height", "width")  # columns of 32 bits
 COLUMNS = pa.schema(
-    [
-        ("image_id", pa.int64()),
-        ("file_name", pa.string()),
-        ("ref_id", pa.int64()),
-        ("sent_id", pa.int64()),
-        ("expression", pa.string()),
-        ("words", pa.int32()),
-        ("category", pa.string()),
-        ("height", pa.int32()),
-        ("width", pa.int32()),
-        ("intersection", pa.int64()),
-        ("union", pa.int64()),
-        ("predicted", pa.int64()),
-        ("target", pa.int64()),
-        ("iou", pa.float64()),
-        ("score", pa.float64()),
-        ("peak_in_target", pa.bool_()),
-        ("blind_chance", pa.float64()),
-        ("predicted_mask", pa.string()),
-    ]
+    (one.name, pa.int32() if one.name in SHORT else ARROW_TYPES[one.type]) for one in fields(ExpressionResult)
 )
-PROTOCOL = b"m3dec_evaluation"  # the key of the file's own metadata under which model, data, split, threshold stand
+COLUMNS = COLUMNS.insert(COLUMNS.get_field_index("score"), pa.field("iou", pa.float64()))
+PROTOCOL = b"m3dec_evaluation"  # the key of the file's metadata; its value is JSON: model, data, split and threshold
 
 
 def write_rows(path: str | Path, answers: Answers) -> None:
-    """Write one row per expression, `COLUMNS`, to a Parquet file that is there whole or not at all."""
+    """Write a row of `COLUMNS` per expression. The file is put in its place when it is whole."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     protocol = {name: getattr(answers, name) for name in ("model", "data", "split", "threshold")}
@@ -115,11 +106,11 @@ def write_rows(path: str | Path, answers: Answers) -> None:
 
 
 def read_rows(path: str | Path) -> Answers:
-    """What `write_rows` wrote.
+    """Read what `write_rows` wrote.
 
     Raises:
         OSError: there is no such file.
-        ValueError: it is no Parquet file, or not one of these.
+        ValueError: it is no Parquet file, or not one of `write_rows`.
     """
     try:
         table = pq.read_table(path)
@@ -137,11 +128,7 @@ def read_rows(path: str | Path) -> Answers:
 
 
 def check_comparable(first: Answers, second: Answers) -> None:
-    """Refuse two runs that are not about the same expressions of the same data, asked in the same way.
-
-    Raises:
-        ValueError: other thresholds, other expressions, or targets of other sizes or other kinds.
-    """
+    """Raise a ValueError where two runs differ in their threshold, their expressions, or a target's size or kind."""
     if first.threshold != second.threshold:
         raise ValueError(
             f"Two models are compared at one threshold, but {first.model} answered at {first.threshold} and "

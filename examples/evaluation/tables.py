@@ -8,8 +8,8 @@ from m3dec.processing.referring_iou import ReferringIoU, bootstrap_intervals, pa
 
 from .results import Answers, ExpressionResult, check_comparable, image_numbers
 
-# Numbers of words, from and to: the field's bands for RefCOCO (1-2, 3, 4-5, 6-20) and for RefCOCOg (1-5, 6-7, 8-10,
-# 11-20) cut into one set, so that each of theirs is one of these or several together.
+# Numbers of words, from and to. The field's bands for RefCOCO (1-2, 3, 4-5, 6-20) and for RefCOCOg (1-5, 6-7, 8-10,
+# 11-20) are each one of these or several together.
 LENGTHS = {
     "no word": (0, 0),
     "1-2": (1, 2),
@@ -19,7 +19,7 @@ LENGTHS = {
     "8-10": (8, 10),
     "11+": (11, None),
 }
-# Pixels of the target in the original picture, from and to: COCO's areas, below 32 x 32, below 96 x 96, and above.
+# Pixels of the target in the original image, from and to: COCO's areas, below 32 x 32, below 96 x 96, and above.
 SIZES = {"no target": (0, 0), "small": (1, 32**2 - 1), "medium": (32**2, 96**2 - 1), "large": (96**2, None)}
 OWN_KEYS = ("all", "by_length", "by_size", "listening", "intervals")  # of the figures, beside the kinds
 
@@ -36,8 +36,8 @@ def by_kind(results: list[ExpressionResult]) -> Figures:
 
 
 def by_set(results: list[ExpressionResult], sets: dict[str, set[int]]) -> Figures:
-    """The metric over the results of each of several sets, given by its image_ids, and under "mean of sets" the means
-    of their scores, which a large set does not outweigh; nothing for one set alone."""
+    """The metric of each of several sets, given by their image_ids. Under "mean of sets" are the means of their scores,
+    where a large set weighs no more than a small one. With one set alone there are no figures."""
     if len(sets) < 2:
         return {}
     rows = {name: scores(one for one in results if one.image_id in images) for name, images in sets.items()}
@@ -77,36 +77,32 @@ def pairs(results: list[ExpressionResult]) -> list[list[int]]:
     return [[result.intersection, result.union] for result in results]
 
 
-def listening(results: list[ExpressionResult]) -> tuple[float, float]:
-    """How often the answer's peak lies in its target, and how often it would if the words made no difference.
+def peak_rates(results: list[ExpressionResult]) -> tuple[float, float]:
+    """The share of peaks in their own target, and the share that a model which ignores the words would reach.
 
-    Counted are expressions about pictures with several distinct targets. A model that does not listen has the same
-    peak for all of a picture's expressions; then both figures are near each other, whatever the peak is on. That is
-    how a training that is stuck shows itself early, when both IoUs are still near 0.
-
-    Returns:
-        The share of peaks in their own target, and the share that a blind model with these peaks would reach; NaN
-        twice where no picture has several targets.
+    Counted are expressions about images with several distinct targets; NaN twice where there are none. A model that
+    ignores the words has one peak for all expressions about an image, and then both shares are near each other. This
+    shows early that a training is stuck, when both IoUs are still near 0.
     """
-    heard = [result for result in results if result.blind_chance is not None]
-    if not heard:
+    counted = [result for result in results if result.blind_chance is not None]
+    if not counted:
         return math.nan, math.nan
-    own = sum(result.peak_in_target for result in heard) / len(heard)
-    return own, sum(result.blind_chance for result in heard) / len(heard)
+    in_target = sum(result.peak_in_target for result in counted) / len(counted)
+    return in_target, sum(result.blind_chance for result in counted) / len(counted)
 
 
 def intervals(results: list[ExpressionResult], confidence: float) -> dict[str, tuple[float, float]]:
-    """`bootstrap_intervals` over the pictures of `results`."""
+    """`bootstrap_intervals` over the images of `results`."""
     return bootstrap_intervals(pairs(results), image_numbers(results), confidence)
 
 
 def comparison(first: Answers, second: Answers, confidence: float = 0.95) -> dict:
-    """What two models' answers to the same expressions differ by.
+    """The differences of two models' answers to the same expressions.
 
     Returns:
         "A", "B": `by_kind` of the first and of the second.
         "differences": for oiou, miou, pr@0.5 … pr@0.9 the "difference" A - B, the ends "low" and "high" of its paired
-            interval, and whether it is "undecided", the interval holding 0.
+            interval, and whether it is "undecided": whether 0 lies in the interval.
         "solved_by_both", "solved_by_A_only", "solved_by_B_only", "solved_by_neither": numbers of expressions with an
             IoU above 0.5.
 
@@ -117,27 +113,18 @@ def comparison(first: Answers, second: Answers, confidence: float = 0.95) -> dic
     ones, others = (sorted(run.results, key=lambda result: result.ids) for run in (first, second))
     figures = {"A": by_kind(ones), "B": by_kind(others)}
     paired = paired_bootstrap_intervals(pairs(ones), pairs(others), image_numbers(ones), confidence)
-    differences = {
-        name: {
-            "difference": figures["A"]["all"][name] - figures["B"]["all"][name],
-            "low": low,
-            "high": high,
-            "undecided": low <= 0 <= high,
-        }
-        for name, (low, high) in paired.items()
-    }
+    figures["differences"] = {}
+    for name, (low, high) in paired.items():
+        difference = figures["A"]["all"][name] - figures["B"]["all"][name]
+        row = {"difference": difference, "low": low, "high": high, "undecided": low <= 0 <= high}
+        figures["differences"][name] = row
     solved = [(one.solved, other.solved) for one, other in zip(ones, others, strict=True)]
-    return figures | {
-        "differences": differences,
-        "solved_by_both": solved.count((True, True)),
-        "solved_by_A_only": solved.count((True, False)),
-        "solved_by_B_only": solved.count((False, True)),
-        "solved_by_neither": solved.count((False, False)),
-    }
+    names = {"both": (True, True), "A_only": (True, False), "B_only": (False, True), "neither": (False, False)}
+    return figures | {f"solved_by_{name}": solved.count(by) for name, by in names.items()}
 
 
-def table(figures: Figures, title: str = "") -> str:
-    """`by_kind`'s figures, or those by a band, as lines of text, IoUs and precisions in percent."""
+def text_table(figures: Figures, title: str = "") -> str:
+    """A row of figures a line, IoUs and precisions in percent."""
     names = score_names(figures.values())
     width = max(12, len(title), *map(len, figures)) + 1
     lines = [f"{title:{width}}" + "".join(f"{name:>8}" for name in names) + f"{'count':>8}"]
@@ -153,7 +140,7 @@ def score_names(rows: Iterable[dict[str, float]]) -> list[str]:
 
 
 def which_is_better(difference: dict) -> str:
-    """One of `comparison`'s differences in words: A is better, B is better, undecided."""
+    """One of `comparison`'s differences in words: "A is better", "B is better" or "undecided"."""
     if difference["undecided"]:
         return "undecided"
     return "A is better" if difference["difference"] > 0 else "B is better"
