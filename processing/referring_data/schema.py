@@ -7,7 +7,7 @@ import numpy as np
 from PIL import Image
 from pycocotools import mask as coco_mask
 
-from m3dec.processing.referring_iou.run_lengths import decode_counts
+from m3dec.processing.referring_iou.run_lengths import decode_counts, fill, mask_of
 
 REFERRING_FEATURES = datasets.Features(
     {
@@ -50,8 +50,7 @@ def decode_mask(mask: dict) -> np.ndarray:
             f"A mask has at most {2 * Image.MAX_IMAGE_PIXELS:,} pixels, as an image that Pillow opens, but one claims "
             f"{list(mask['size'])} (height, width). Prepare or fetch the data again."
         )
-    runs = _runs_of(mask)
-    return np.repeat(np.arange(len(runs)) % 2 == 1, runs).reshape(mask["size"][::-1]).T
+    return mask_of(_runs_of(mask), *mask["size"])
 
 
 def area_of_mask(mask: dict) -> int:
@@ -62,9 +61,7 @@ def area_of_mask(mask: dict) -> int:
 def _runs_of(mask: dict) -> np.ndarray:
     """The lengths of a mask's runs, int64, by turns outside and on the object."""
     size, runs = mask["size"], decode_counts(mask["counts"])
-    area = math.prod(size)
-    # No run alone is larger, or the sum may come round to the right number.
-    if runs is None or (runs < 0).any() or (runs > area).any() or runs.sum() != area:
+    if runs is None or not fill(runs, math.prod(size)):
         raise ReferringDataError(
             f"The runs of a mask fill its size, but those of one do not, of {list(size)} (height, width): "
             f"{mask['counts']!r:.80}. Prepare or fetch the data again."

@@ -39,10 +39,7 @@ def paired_bootstrap_intervals(
     Each time the same images are drawn for both, so what makes an image hard for both cancels out: the interval is
     narrower than the two models' own would suggest. Where it holds 0, these images do not decide between the two.
 
-    Args:
-        pairs: (N, 2) integers, [intersection, union] of each expression by the first model; N >= 1.
-        other_pairs: (N, 2) integers, the same expressions in the same order by the second.
-        image_ids, confidence, resamples, seed: as for `bootstrap_intervals`.
+    Args as for `bootstrap_intervals`; `other_pairs` (N, 2) are the same expressions, in the same order, by the second.
 
     Returns:
         (low, high) of the difference of oiou, miou, pr@0.5 … pr@0.9, from -1.0 to 1.0.

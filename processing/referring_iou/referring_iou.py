@@ -8,7 +8,7 @@ import evaluate
 import numpy as np
 
 from .bootstrap import bootstrap_intervals
-from .run_lengths import decode_counts
+from .run_lengths import decode_counts, mask_of
 from .score import ReferringIoU, check_pairs, pixel_counts
 
 MOST_PIXELS = 2**28  # of one mask; what Pillow opens has fewer
@@ -119,7 +119,7 @@ def _decode_rle(mask: dict) -> np.ndarray:
     elif sum(runs.tolist()) != height * width:  # Python's integers, which do not overflow
         problem = f"cover {sum(runs.tolist())}"
     else:
-        return np.repeat(np.arange(len(runs)) % 2 == 1, runs).reshape(width, height).T
+        return mask_of(runs, height, width)
     raise ValueError(
         f"The runs of an RLE mask fill its size, {height} x {width} = {height * width} pixels, but these {problem}. "
         "Is the size [height, width] of the mask that was encoded, and the string complete?"

@@ -3,6 +3,17 @@
 import numpy as np
 
 
+def fill(runs: np.ndarray, area: int) -> bool:
+    """Whether runs, by turns outside and on the object, are those of a mask of `area` pixels."""
+    # No run alone is larger than the area, or the sum may overflow and come round to the right number.
+    return bool(len(runs) and (runs >= 0).all() and (runs <= area).all() and runs.sum() == area)
+
+
+def mask_of(runs: np.ndarray, height: int, width: int) -> np.ndarray:
+    """The mask of runs that fill it, bool (height, width)."""
+    return np.repeat(np.arange(len(runs)) % 2 == 1, runs).reshape(width, height).T
+
+
 def decode_counts(counts: str | bytes) -> np.ndarray | None:
     """The lengths of the runs, int64, negative ones too if the string is broken; None for what is no such string.
 

@@ -78,15 +78,10 @@ class ReferringIoU:
 
     def merge(self, other: "ReferringIoU") -> None:
         """Add all that `other` has seen, as if it had been seen here."""
-        self.count += other.count
-        self.intersection += other.intersection
-        self.union += other.union
-        self.iou_sum += other.iou_sum
-        self.above = [mine + theirs for mine, theirs in zip(self.above, other.above, strict=True)]
-        self.without_areas += other.without_areas
-        self.no_target += other.no_target
-        self.no_target_empty += other.no_target_empty
-        self.target_answered += other.target_answered
+        for name, theirs in vars(other).items():
+            mine = getattr(self, name)
+            both = [a + b for a, b in zip(mine, theirs, strict=True)] if name == "above" else mine + theirs
+            setattr(self, name, both)
 
     def compute(self) -> dict[str, float | int]:
         """The scores so far, from 0.0 to 1.0; NaN before the first expression.

@@ -1,8 +1,8 @@
 """COCO's segmentations, polygons and run lengths of both kinds, to one compressed mask.
 
-Everything is checked before pycocotools sees it: its C code takes run lengths that do not fill their image for a mask,
-stops a union where two have an empty run at one place, writes past its memory where they have many, and spends memory
-on a polygon by the length of its outline.
+Everything is checked before pycocotools gets it. Its C code accepts run lengths that do not fill their image. It ends a
+union too early where two masks have an empty run at one place, and writes past its memory where they have many. And it
+takes as much memory for a polygon as its outline is long.
 """
 
 import reprlib
@@ -12,9 +12,9 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 
 from m3dec.processing.referring_data.schema import ReferringDataError
-from m3dec.processing.referring_iou.run_lengths import decode_counts
+from m3dec.processing.referring_iou.run_lengths import decode_counts, fill
 
-MOST_OUTLINE = 1_000_000  # pixels along a polygon; an object that fills a 640 x 480 picture has some 3,000
+MOST_OUTLINE = 1_000_000  # pixels along a polygon; an object that fills a 640 x 480 image has some 3,000
 
 
 def union_of_segmentations(segmentations: list, height: int, width: int, name: str) -> dict:
@@ -96,8 +96,7 @@ def _run_lengths(segmentation: dict, height: int, width: int, name: str) -> dict
         )
     runs = decode_counts(counts) if isinstance(counts, str | bytes) else _as_runs(counts)
     area = height * width
-    # No run alone is larger, or the sum may come round to the right number.
-    if runs is None or len(runs) == 0 or (runs < 0).any() or (runs > area).any() or runs.sum() != area:
+    if runs is None or not fill(runs, area):
         arrived = "no such list" if runs is None else f"{len(runs)} runs that sum to {sum(runs.tolist())}"
         arrived += ", some of them negative" if runs is not None and (runs < 0).any() else ""
         raise ReferringDataError(
