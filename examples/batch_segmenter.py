@@ -31,7 +31,7 @@ from m3dec import M3DecForImageSegmentation, M3DecProcessor
 from m3dec.examples.evaluation.loop import text_field
 from m3dec.processing.images import rgb_array
 from m3dec.processing.processing_m3dec import no_word_in
-from m3dec.processing.referring_data.readers.pictures import PictureFolder
+from m3dec.processing.referring_data.readers.images import ImageFolder
 from m3dec.processing.referring_data.schema import ReferringDataError, encode_mask
 from m3dec.processing.segmenter import Segmenter
 
@@ -124,12 +124,12 @@ class ReferringSegmenter:
         columns = {name: [batch[name][answer["row"]] for answer in answers] for name in others}
         return columns | {name: [answer[name] for answer in answers] for name in RESULT_SCHEMA.names}
 
-    def _load(self) -> tuple[Segmenter, PictureFolder | None]:
+    def _load(self) -> tuple[Segmenter, ImageFolder | None]:
         if self._loaded is None:
             device = self.device or ("cuda" if torch.cuda.is_available() else "cpu")
             model = M3DecForImageSegmentation.from_pretrained(self.model).to(device).eval()
             segmenter = Segmenter(model, M3DecProcessor.from_pretrained(self.model))
-            self._loaded = segmenter, None if self.image_root is None else PictureFolder(self.image_root)
+            self._loaded = segmenter, None if self.image_root is None else ImageFolder(self.image_root)
         return self._loaded
 
     def _check(self, batch: dict) -> None:
@@ -150,7 +150,7 @@ class ReferringSegmenter:
 class _Images:
     """The images of a batch that can be read, each once though several rows have it."""
 
-    def __init__(self, folder: PictureFolder | None):
+    def __init__(self, folder: ImageFolder | None):
         self.folder, self.arrays, self._seen = folder, [], {}
 
     def add(self, image) -> tuple[int | None, str | None]:

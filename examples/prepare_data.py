@@ -1,4 +1,4 @@
-"""Check referring data of any kind, look at them, and put them into Parquet shards with the pictures inside.
+"""Check referring data of any kind, look at them, and put them into Parquet shards with the images inside.
 
     python examples/prepare_data.py --data_root data --dataset refcoco --split_by unc --image_root data/train2014 \\
         --output_dir prepared/refcoco --num_shards 8
@@ -27,12 +27,11 @@ from transformers import HfArgumentParser
 
 from m3dec.examples.user_errors import exits_with_message
 from m3dec.processing.drawing import contact_sheet, outline, overlay
-from m3dec.processing.referring_data import ReferringDataError
 from m3dec.processing.referring_data.data_arguments import DataArguments
 from m3dec.processing.referring_data.generated.rows import generate_referring_dataset, random_sentences
 from m3dec.processing.referring_data.leakage import find_leaks, held_out_images
 from m3dec.processing.referring_data.readers.coco_files import find_faults
-from m3dec.processing.referring_data.readers.prepared_shards import check_pictures, write_prepared
+from m3dec.processing.referring_data.readers.prepared_shards import check_images, write_prepared
 from m3dec.processing.referring_data.readers.published_counts import PUBLISHED_COUNTS
 from m3dec.processing.referring_data.readers.tables import image_ids
 from m3dec.processing.referring_data.schema import decode_mask
@@ -68,27 +67,36 @@ class PrepareArguments:
 def main(command_line: list[str] | None = None):
     parser = HfArgumentParser((DataArguments, PrepareArguments))
     data, arguments = parser.parse_args_into_dataclasses(command_line)
-    if arguments.check and data.source == "coco":
-        check_own_data(data)
     if arguments.sentences not in (None, "generated"):
         parser.error(f"--sentences is 'generated', or left out, but it is {arguments.sentences!r}.")
-    if arguments.dry_run:
-        if arguments.sentences is None:
-            parser.error("--dry_run prints generated sentences: add --sentences generated.")
-        print_sentences(data, arguments)
-        return
-    splits = generate(data, arguments) if arguments.sentences else data.load()
-    output = Path(arguments.output_dir)
+    if arguments.dry_run and arguments.sentences is None:
+        parser.error("--dry_run prints generated sentences: add --sentences generated.")
+    if arguments.sentences:
+        if not data.instances or not data.image_root:
+            raise SystemExit("--sentences generated needs --instances and --image_root.")
+        data.source = "generated"
+        data.warn_of_unread_flags()
     try:
-        if arguments.check:
-            check_pictures(splits)
-            counts = ", ".join(f"{len(split)} references in {name}" for name, split in splits.items())
-            print(f"{data.describe()} is as it should be: {counts}.")
-            return
-        write_prepared(splits, output, arguments.num_shards, source=data.describe())
-    except ReferringDataError as error:
+        if arguments.dry_run:
+            print_sentences(data, arguments)
+        else:
+            prepare(data, arguments)
+    except (ValueError, OSError) as error:
         raise SystemExit(str(error)) from error
 
+
+def prepare(data: DataArguments, arguments: PrepareArguments) -> None:
+    """Check the data, or write them and what they are like into the output folder."""
+    if arguments.check and data.source == "coco" and data.expressions and data.image_root:  # else `load` asks for them
+        check_own_data(data)
+    splits = generate(data, arguments) if arguments.sentences else data.load()
+    output = Path(arguments.output_dir)
+    if arguments.check:
+        check_images(splits)
+        counts = ", ".join(f"{len(split)} references in {name}" for name, split in splits.items())
+        print(f"{data.describe()} is as it should be: {counts}.")
+        return
+    write_prepared(splits, output, arguments.num_shards, source=data.describe())
     figures, words = {}, {}
     for name, split in splits.items():
         figures[name], words[name] = summarise(split)
@@ -105,49 +113,29 @@ def main(command_line: list[str] | None = None):
 
 
 def generate(data: DataArguments, arguments: PrepareArguments) -> datasets.DatasetDict:
-    """Splits of sentences made from masks; the program ends here with a sentence where the files are not right."""
-    check_generated(data)
-    try:
-        return generate_referring_dataset(
-            data.instances,
-            data.image_root,
-            arguments.words,
-            arguments.mosaics,
-            arguments.sentences_per_image,
-            arguments.val_share,
-            arguments.seed,
-            arguments.num_proc,
-        )
-    except (ValueError, OSError) as error:
-        raise SystemExit(str(error)) from error
+    """Splits of sentences made from masks."""
+    return generate_referring_dataset(
+        data.instances,
+        data.image_root,
+        arguments.words,
+        arguments.mosaics,
+        arguments.sentences_per_image,
+        arguments.val_share,
+        arguments.seed,
+        arguments.num_proc,
+    )
 
 
 def print_sentences(data: DataArguments, arguments: PrepareArguments, count: int = 50) -> None:
     """Print `count` sentences of random images, with their kinds and images; nothing is written."""
-    check_generated(data)
     sentences = random_sentences(data.instances, data.image_root, arguments.words, arguments.seed)
-    try:
-        for file_name, sentence in itertools.islice(sentences, count):
-            print(f"{sentence.kind:16}{sentence.text:60}  {file_name}")
-    except (ValueError, OSError) as error:
-        raise SystemExit(str(error)) from error
-
-
-def check_generated(data: DataArguments) -> None:
-    """End the program where sentences are to be made and the masks or images are not given."""
-    if not data.instances or not data.image_root:
-        raise SystemExit("--sentences generated needs --instances and --image_root.")
-    data.source = "generated"
+    for file_name, sentence in itertools.islice(sentences, count):
+        print(f"{sentence.kind:16}{sentence.text:60}  {file_name}")
 
 
 def check_own_data(data: DataArguments) -> None:
     """Print what is wrong with a user's own files, by line, and end the program there."""
-    if not data.expressions or not data.image_root:
-        return  # loading says what is needed
-    try:
-        faults = find_faults(data.expressions, data.image_root, data.instances, data.mask_root, data.on_missing)
-    except (ValueError, OSError) as error:
-        raise SystemExit(str(error)) from error
+    faults = find_faults(data.expressions, data.image_root, data.instances, data.mask_root, data.on_missing)
     if faults:
         counted = f"{len(faults)} fault{'s' * (len(faults) > 1)}"
         raise SystemExit("\n".join([f"{data.expressions} has {counted}:", *map(str, faults)]))
@@ -184,7 +172,7 @@ def table_of_kinds(figures: dict[str, dict]) -> str:
 
 
 def sheet_of_samples(splits: datasets.DatasetDict, count: int, seed: int) -> Image.Image:
-    """Random references: the picture, its sentences, and the mask over it."""
+    """Random references: the image, its sentences, and the mask over it."""
     everything = [(name, number) for name, split in splits.items() for number in range(len(split))]
     rows = []
     for name, number in sorted(random.Random(seed).sample(everything, min(count, len(everything)))):
@@ -192,11 +180,11 @@ def sheet_of_samples(splits: datasets.DatasetDict, count: int, seed: int) -> Ima
         image, mask = row["image"].convert("RGB"), decode_mask(row["mask"])
         text = "  /  ".join(sentence["raw"] for sentence in row["sentences"])
         rows.append([image, f"{name} {row['ref_id']}: {text}", outline(overlay(image, mask), mask)])
-    return contact_sheet(rows, titles=["picture", "sentences", "mask"])
+    return contact_sheet(rows, titles=["image", "sentences", "mask"])
 
 
 def print_leaks(data: DataArguments, splits: datasets.DatasetDict) -> None:
-    """Say which training pictures stand in a val or test split: of the data themselves, and of RefCOCO, + and g."""
+    """Print which training images are in a val or test split: of the data themselves, and of RefCOCO, + and g."""
     if "train" not in splits:
         return
     held_out = {f"its own {name}": image_ids(split) for name, split in splits.items() if name != "train"}
@@ -205,9 +193,9 @@ def print_leaks(data: DataArguments, splits: datasets.DatasetDict) -> None:
         held_out |= {split: ids for split, ids in others.items() if not split.startswith(data.describe())}
     leaks = find_leaks(splits["train"], held_out)
     for name, shared in leaks.items():
-        print(f"Leak: {len(shared)} of {len(image_ids(splits['train']))} training pictures stand in {name}.")
+        print(f"Leak: {len(shared)} of {len(image_ids(splits['train']))} training images are in {name}.")
     if not leaks:
-        print(f"No training picture stands in {', '.join(held_out) or 'another split'}.")
+        print(f"No training image is in {', '.join(held_out) or 'another split'}.")
 
 
 if __name__ == "__main__":

@@ -42,7 +42,7 @@ def rectangle():
 
 
 def save_turned(path, width, height):
-    """A picture that lies on its side in its file, and is shown turned by a quarter."""
+    """An image that lies on its side in its file, and is shown turned by a quarter."""
     exif = Image.Exif()
     exif[0x0112] = 6
     Image.new("RGB", (width, height)).save(path, exif=exif)
@@ -129,16 +129,16 @@ def test_an_object_of_two_entries_is_one_reference_with_two_sentences(my):
     ]
 
 
-def test_an_object_in_two_splits_is_two_references_and_the_shared_picture_a_warning(my, caplog):
+def test_an_object_in_two_splits_is_two_references_and_the_shared_image_a_warning(my, caplog):
     splits = read(my, [entry(), entry(split="val"), entry(21, image="b.jpg", split="val")])
     assert {name: [row["ann_id"] for row in table] for name, table in splits.items()} == {
         "train": [[11]],
         "val": [[11], [21]],
     }
-    assert "1 pictures of" in caplog.text and "val stand in train as well" in caplog.text
+    assert "1 images of" in caplog.text and "val are in train as well" in caplog.text
 
 
-def test_one_expression_of_two_objects_of_a_picture_is_warned_of_with_its_lines(my, caplog):
+def test_one_expression_of_two_objects_of_an_image_is_warned_of_with_its_lines(my, caplog):
     same = [entry(11, "a thing"), entry(12, "the bench"), entry(12, "A thing"), entry(11, "the ball")]
     read(my, [*same, entry(11, "a thing"), entry(21, "a thing", image="b.jpg")])
     assert "1 expressions of" in caplog.text and ": lines 1 and 3. " in caplog.text
@@ -148,7 +148,7 @@ def test_one_expression_of_two_objects_of_a_picture_is_warned_of_with_its_lines(
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_minus_one_means_nothing_and_a_picture_needs_no_record_in_the_instances(my, kind):
+def test_minus_one_means_nothing_and_an_image_needs_no_record_in_the_instances(my, kind):
     Image.new("RGB", (7, 5)).save(my / "images" / "new.jpg")
     Image.new("RGB", (7, 5)).save(my / "images" / "other.jpg")
     entries = [entry(-1, "a zebra", "new.jpg"), entry(-1, "a zebra"), entry(-1, "a gnu"), entry(-1, "x", "other.jpg")]
@@ -229,7 +229,7 @@ def test_data_of_masks_alone_needs_no_instances_and_the_masks_may_lie_elsewhere(
     assert len(find_faults(my / "e.csv", my / "images", mask_root=my / "masks")) == 1
 
 
-def test_sizes_and_masks_are_those_of_a_turned_picture_as_it_is_displayed(my):
+def test_sizes_and_masks_are_those_of_a_turned_image_as_it_is_displayed(my):
     save_turned(my / "images" / "turned.jpg", HEIGHT, WIDTH)  # displayed (41, 30)
     write_instances(
         my, [annotation(31, image_id=3)], [{"id": 3, "file_name": "turned.jpg", "height": HEIGHT, "width": WIDTH}]
@@ -243,28 +243,26 @@ def test_sizes_and_masks_are_those_of_a_turned_picture_as_it_is_displayed(my):
     np.testing.assert_array_equal(decode_mask(by_mask["mask"]), rectangle())
 
 
-def test_missing_pictures_are_faults_or_left_out_with_one_warning_until_they_are_there(my, caplog):
+def test_missing_images_are_faults_or_left_out_with_one_warning_until_they_are_there(my, caplog):
     entries = [entry(-1, "x", "gone.jpg"), entry(), entry(-1, "y", "gone.jpg"), entry(-1, "y", "lost.jpg")]
     with pytest.raises(
-        ReferringDataError, match=r"3 faults in .*\nline 1: the picture 'gone\.jpg'.*\nline 3: .*\nline 4"
+        ReferringDataError, match=r"3 faults in .*\nline 1: the image 'gone\.jpg'.*\nline 3: .*\nline 4"
     ):
         read(my, entries)
     (row,) = read(my, entries, on_missing="skip")["train"]
     assert row["ann_id"] == [11]
     (record,) = caplog.records
-    assert (
-        record.levelno == logging.WARNING and "2 of 3 pictures" in caplog.text and "gone.jpg, lost.jpg" in caplog.text
-    )
+    assert record.levelno == logging.WARNING and "2 of 3 images" in caplog.text and "gone.jpg, lost.jpg" in caplog.text
     Image.new("RGB", (7, 5)).save(my / "images" / "gone.jpg")
     assert [row["width"] for row in read(my, entries, on_missing="skip")["train"]] == [7, WIDTH]
     Image.new("RGB", (9, 5)).save(my / "images" / "gone.jpg")
     assert [row["width"] for row in read(my, entries, on_missing="skip")["train"]] == [9, WIDTH]
 
 
-def test_where_all_pictures_are_missing_skipping_them_is_a_fault(my):
+def test_where_all_images_are_missing_skipping_them_is_a_fault(my):
     text = json.dumps(entry(image="gone.jpg"))
     ((line, message),) = faults_in(my, text, on_missing="skip")
-    assert line == 1 and message.startswith("no entry's picture is in ")
+    assert line == 1 and message.startswith("no entry's image is in ")
 
 
 def test_what_is_read_is_what_the_files_say_now(my):
@@ -352,9 +350,9 @@ FAULTS = {  # what a line holds → what is said of it
     json.dumps(masked(5)): "mask is a text, but here is 5",
     json.dumps(entry(split="a/b")): "split is a word.*'a/b'",
     json.dumps(entry(category=5)): "category is a text, but here is 5",
-    json.dumps(entry(image="gone.jpg")): "the picture 'gone.jpg' is not in ",
-    json.dumps(entry(image="/etc/passwd")): "folder of the pictures.*'/etc/passwd'",
-    json.dumps(entry(image="../outside.png")): r"folder of the pictures.*'\.\./outside\.png'",
+    json.dumps(entry(image="gone.jpg")): "the image 'gone.jpg' is not in ",
+    json.dumps(entry(image="/etc/passwd")): "folder of the images.*'/etc/passwd'",
+    json.dumps(entry(image="../outside.png")): r"folder of the images.*'\.\./outside\.png'",
     json.dumps(entry(image="link.jpg")): "links that leave it.*'link.jpg'",
     json.dumps(entry(-1, image="text.jpg")): "text.jpg is not",
     json.dumps(entry(31, image="larger.jpg")): r"larger\.jpg is \(31, 42\).*\(30, 41\)",
@@ -560,12 +558,12 @@ def test_two_records_of_one_id_are_an_error_where_they_differ(my, kind):
     assert faults_in(my, json.dumps(entry())) == [] or kind == "images"
     instances[kind][-1]["file_name" if kind == "images" else "category_id"] = "c.jpg" if kind == "images" else 2
     path.write_text(json.dumps(instances))
-    with pytest.raises(ReferringDataError, match=f"{kind} have each another id, but two in .*instances.json have"):
+    with pytest.raises(ReferringDataError, match=f"All {kind} .* have different ids, but two in .*instances.json have"):
         faults_in(my, json.dumps(entry()))
 
 
 @pytest.mark.parametrize("polygon", [[0.1, 0.1, 0.4, 0.1, 0.4, 0.3], [-9, -9, -2, -9, -5, -2], [1, 1, 5, 5, 9, 9]])
-def test_an_annotation_that_covers_no_pixel_is_a_fault_and_not_a_picture_without_the_thing(my, polygon):
+def test_an_annotation_that_covers_no_pixel_is_a_fault_and_not_an_image_without_the_thing(my, polygon):
     path = my / "instances.json"
     instances = json.loads(path.read_text())
     next(a for a in instances["annotations"] if a["id"] == 11)["segmentation"] = [polygon]

@@ -27,7 +27,7 @@ from m3dec.processing.referring_data.generated.rows import generate_referring_da
 from m3dec.processing.referring_data.generated.sentences import KINDS, SentenceMaker
 from m3dec.processing.referring_data.generated.truth import Scene
 from m3dec.processing.referring_data.generated.words import CategoryWords, read_words, words_of
-from m3dec.processing.referring_data.readers.pictures import PictureFolder
+from m3dec.processing.referring_data.readers.images import ImageFolder
 from m3dec.processing.referring_data.readers.prepared_shards import write_prepared
 from m3dec.processing.referring_data.schema import REFERRING_FEATURES, decode_mask
 
@@ -501,7 +501,7 @@ def uncompressed(mask: np.ndarray) -> list[int]:
 
 
 def test_an_instance_file_is_read_as_pycocotools_reads_it(folder, monkeypatch):
-    theirs, pictures = COCO(str(folder / "instances.json")), PictureFolder(folder / "images")
+    theirs, pictures = COCO(str(folder / "instances.json")), ImageFolder(folder / "images")
     for block in (2**22, 97):  # a window that holds all, and one that ends in the middle of everything
         monkeypatch.setattr(photographs, "BLOCK", block)
         file = InstanceFile(folder / "instances.json")
@@ -532,7 +532,7 @@ def test_escaped_and_plain_letters_beyond_ascii_are_the_same(tmp_path):
         (lambda text: "[]", "'{' is expected"),
         (lambda text: text.replace('"images"', '"pictures"'), "0 images"),
         (lambda text: text.replace('"category_id"', '"category"'), "annotations has .*category_id"),
-        (lambda text: text.replace('"image_id": 100', '"image_id": "100"'), "ids as whole numbers"),
+        (lambda text: text.replace('"image_id": 100', '"image_id": "100"'), "ids are whole numbers"),
         (lambda text: text.replace('"height"', '"tall"'), "images has .*height"),
         (lambda text: text.replace('"name"', '"title"'), "categories has .*name"),
     ],
@@ -548,7 +548,7 @@ def test_an_annotation_of_an_unknown_category_is_named(folder, tmp_path):
     path = tmp_path / "instances.json"
     text = (folder / "instances.json").read_text(encoding="utf-8")
     path.write_text(re.sub(r'"category_id": 1\b', '"category_id": 77', text), encoding="utf-8")
-    file, pictures = InstanceFile(path), PictureFolder(folder / "images")
+    file, pictures = InstanceFile(path), ImageFolder(folder / "images")
     with pytest.raises(ReferringDataError, match=r"category is one of the file's, but annotation \d+ .* has 77"):
         for image_id in file.images:
             file.photograph(image_id, pictures)

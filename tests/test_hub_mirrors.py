@@ -16,7 +16,7 @@ from m3dec.processing.referring_data import (
     load_referring_dataset,
 )
 from m3dec.processing.referring_data.readers import hub_mirrors
-from m3dec.processing.referring_data.readers.pictures import MissingPicturesError
+from m3dec.processing.referring_data.readers.images import MissingImagesError
 from m3dec.processing.referring_data.readers.prepared_shards import write_prepared
 
 REFERENCES = files.build(num_pictures={"train": 2, "val": 2, "testA": 2, "testB": 2})
@@ -182,7 +182,7 @@ def test_a_prepared_row_that_names_a_file_of_this_computer_opens_none(source, st
     (shard,) = (tmp_path / "shards" / "data").iterdir()
     datasets.Dataset.from_list(rows, features=table.features).to_parquet(shard)
     where = {"hub": {"name": tmp_path / "shards"}, "prepared": {"root": tmp_path / "shards"}}[source]
-    with pytest.raises(ReferringDataError, match=r"hold their pictures, but one of .*shards"):
+    with pytest.raises(ReferringDataError, match=r"hold their images, but one of .*shards"):
         for row in load_referring_dataset(source, streaming=streaming, **where)["val"]:
             row["image"].load()
 
@@ -255,6 +255,16 @@ def test_a_split_with_the_number_of_one_official_split_is_that_one(theirs, rows,
 
 
 @pytest.mark.parametrize("streaming", [False, True])
+@pytest.mark.parametrize(("published", "ours"), [(2, "val"), (3, "val_mixed")])
+def test_a_stream_without_a_number_of_rows_has_its_splits_named_by_its_files(
+    published, ours, streaming, tmp_path, monkeypatch
+):
+    monkeypatch.setitem(hub_mirrors.PUBLISHED_COUNTS, ("refcoco+", "unc"), {"val": (published, None)})
+    files.write_parquet(tmp_path, "val", [files.question_row(POLYGON, place) for place in range(2)], files.QUESTIONS)
+    assert list(load_referring_dataset("hub", name=tmp_path, streaming=streaming)) == [ours]
+
+
+@pytest.mark.parametrize("streaming", [False, True])
 @pytest.mark.parametrize("theirs", ["train", "validation", "val"])
 def test_cleaned_val_is_val_whatever_its_files_are_called(theirs, streaming, tmp_path):
     """Files without a split are "train" to 🤗 Datasets."""
@@ -281,20 +291,20 @@ def test_a_split_whose_name_is_a_path_writes_nowhere(tmp_path, pictures):
     assert not (tmp_path / "a").exists()
 
 
-# Pictures.
+# Images.
 @pytest.mark.parametrize("streaming", [False, True])
-def test_a_mirror_without_pictures_asks_for_their_folder(joined, streaming):
-    with pytest.raises(ReferringDataError, match=r"holds no pictures.*image_root"):
+def test_a_mirror_without_images_asks_for_their_folder(joined, streaming):
+    with pytest.raises(ReferringDataError, match=r"holds no images.*image_root"):
         read(joined, streaming=streaming)
 
 
 @pytest.mark.parametrize("streaming", [False, True])
-def test_a_missing_picture_is_an_error_or_leaves_its_references_out(joined, streaming, tmp_path, caplog):
+def test_a_missing_image_is_an_error_or_leaves_its_references_out(joined, streaming, tmp_path, caplog):
     pictures = files.write_pictures(tmp_path, REFERENCES)
     gone = files.name_2014(VAL[0].picture.image_id)
     (pictures / gone).unlink()
     options = {"split": "val", "image_root": pictures, "streaming": streaming}
-    with pytest.raises(MissingPicturesError, match=gone) as error:
+    with pytest.raises(MissingImagesError, match=gone) as error:
         read(joined, **options)
     assert error.value.names == [gone]
     with caplog.at_level(logging.WARNING):
@@ -305,7 +315,7 @@ def test_a_missing_picture_is_an_error_or_leaves_its_references_out(joined, stre
 
 @pytest.mark.parametrize("streaming", [False, True])
 @pytest.mark.parametrize("mirror", ["benchmark", "cleaned"])
-def test_a_picture_of_another_size_than_its_annotations_is_an_error(mirror, streaming, tmp_path):
+def test_an_image_of_another_size_than_its_annotations_is_an_error(mirror, streaming, tmp_path):
     row, features, _ = MIRRORS[mirror]
     other = TRAIN[0].picture
     files.write_parquet(tmp_path, "val", [{**row, "image": files.embedded(other)}], features)
@@ -314,10 +324,10 @@ def test_a_picture_of_another_size_than_its_annotations_is_an_error(mirror, stre
 
 
 @pytest.mark.parametrize("mirror", ["benchmark", "questions", "cleaned"])
-def test_bytes_that_are_no_picture_are_an_error(mirror, tmp_path):
+def test_bytes_that_are_no_image_are_an_error(mirror, tmp_path):
     row, features, _ = MIRRORS[mirror]
     files.write_parquet(tmp_path, "val", [{**row, "image": {"bytes": b"GIF8 no more", "path": None}}], features)
-    with pytest.raises(ReferringDataError, match="the picture of row 0 is not"):
+    with pytest.raises(ReferringDataError, match="the image of row 0 is not"):
         read(tmp_path)
 
 
@@ -345,7 +355,7 @@ def test_a_record_without_a_field_is_an_error_that_names_it(column, field, tmp_p
 
 
 @pytest.mark.parametrize("name", ["581857.jpg", "COCO_train2014_581857_3.jpg", "", None])
-def test_a_question_whose_file_name_has_no_number_of_a_picture_is_an_error(name, tmp_path):
+def test_a_question_whose_file_name_has_no_number_of_an_image_is_an_error(name, tmp_path):
     files.write_parquet(tmp_path, "testA", [{**files.question_row(POLYGON, 0), "file_name": name}], files.QUESTIONS)
     with pytest.raises(ReferringDataError, match="file_name holds the number"):
         read(tmp_path)

@@ -23,7 +23,7 @@ from m3dec.examples.training.parts import read_data
 from m3dec.examples.training.recipe import RECIPES, parse_recipe
 from m3dec.processing.referring_data import ReferringDataError, load_referring_dataset
 from m3dec.processing.referring_data.data_arguments import DataArguments
-from m3dec.processing.referring_data.readers.prepared_shards import check_pictures, write_prepared
+from m3dec.processing.referring_data.readers.prepared_shards import check_images, write_prepared
 from m3dec.processing.referring_data.scenes import write_scenes
 from m3dec.processing.referring_data.summary import summarise
 
@@ -49,7 +49,7 @@ def rows(table) -> list[dict]:
 def test_preparing_writes_shards_a_summary_a_sheet_and_a_vocabulary(scenes, tmp_path):
     where = ("--data_root", scenes, "--dataset", "scenes", "--split_by", "scenes")
     output = run(*where, "--output_dir", tmp_path / "out", "--num_shards", "3", module="m3dec.examples.prepare_data")
-    assert "No training picture stands in its own val" in output
+    assert "No training image is in its own val" in output
     assert len(list((tmp_path / "out" / "data").glob("train-*-of-00003.parquet"))) == 3
     figures = json.loads((tmp_path / "out" / "summary.json").read_text())
     assert figures["train"]["images"] == 20
@@ -61,7 +61,7 @@ def test_preparing_writes_shards_a_summary_a_sheet_and_a_vocabulary(scenes, tmp_
         assert sheet.width > 500
 
 
-def test_shards_can_be_moved_and_hold_each_picture_once(scenes, tmp_path):
+def test_shards_can_be_moved_and_hold_each_image_once(scenes, tmp_path):
     splits = read(scenes)
     write_prepared(splits, tmp_path / "first", num_shards=2)
     shutil.move(tmp_path / "first", tmp_path / "second")
@@ -107,7 +107,7 @@ def test_a_folder_with_other_data_is_not_written_over(scenes, tmp_path):
 
 
 @pytest.mark.parametrize("damage", ["truncated", "another size", "no picture"])
-def test_a_damaged_picture_is_named_and_no_shard_of_it_appears(damage, tmp_path):
+def test_a_damaged_image_is_named_and_no_shard_of_it_appears(damage, tmp_path):
     write_scenes(tmp_path, split_sizes={"train": 3})
     path = sorted((tmp_path / "scenes" / "images").iterdir())[1]
     if damage == "truncated":
@@ -175,7 +175,7 @@ def test_checking_own_data_lists_every_fault_with_its_line(own_data):
 
 @pytest.fixture
 def two_sets(tmp_path) -> Path:
-    """Sets a and b of the same pictures, of which b holds out the first that a trains on."""
+    """Sets a and b of the same images, of which b holds out the first that a trains on."""
     write_scenes(tmp_path, split_sizes={"train": 6, "val": 2}, dataset="a")
     shutil.copytree(tmp_path / "a", tmp_path / "b")
     path = tmp_path / "b" / "refs(scenes).p"
@@ -286,8 +286,8 @@ def test_a_broken_mask_is_found_by_checking_and_is_not_written(mask, tmp_path):
     write_scenes(tmp_path, split_sizes={"train": 2})
     splits = read(tmp_path)
     splits["train"] = splits["train"].map(lambda row, number: {"mask": mask} if number == 3 else {}, with_indices=True)
-    for use in (check_pictures, lambda splits: write_prepared(splits, tmp_path / "out", num_shards=1)):
-        with pytest.raises(ReferringDataError, match=r"fill its size|has the size of its picture"):
+    for use in (check_images, lambda splits: write_prepared(splits, tmp_path / "out", num_shards=1)):
+        with pytest.raises(ReferringDataError, match=r"fill its size|has the size of its image"):
             use(splits)
     assert not list((tmp_path / "out").rglob("*.parquet"))
 
@@ -310,7 +310,7 @@ def test_training_on_a_mixture_letterboxed_with_all_sentences(two_sets):
     assert saved["image_processor"]["do_letterbox"] is True
 
 
-def test_a_picture_replaced_after_preparing_is_noticed(tmp_path):
+def test_an_image_replaced_after_preparing_is_noticed(tmp_path):
     write_scenes(tmp_path, split_sizes={"train": 3})
     write_prepared(read(tmp_path), tmp_path / "out", num_shards=1)
     write_prepared(read(tmp_path), tmp_path / "out", num_shards=1)  # the same again is fine
@@ -319,12 +319,12 @@ def test_a_picture_replaced_after_preparing_is_noticed(tmp_path):
         write_prepared(read(tmp_path), tmp_path / "out", num_shards=1)
 
 
-def test_checking_looks_at_every_picture(tmp_path):
+def test_checking_looks_at_every_image(tmp_path):
     write_scenes(tmp_path, split_sizes={"train": 3})
     path = sorted((tmp_path / "scenes" / "images").iterdir())[2]
     path.write_bytes(path.read_bytes()[:-3000])
     with pytest.raises(ReferringDataError, match=path.name):
-        check_pictures(read(tmp_path))
+        check_images(read(tmp_path))
 
 
 @pytest.mark.parametrize(
@@ -342,6 +342,25 @@ def test_what_is_missing_or_wrong_ends_a_program_with_a_sentence(flags, sentence
     (data,) = HfArgumentParser(DataArguments).parse_args_into_dataclasses(flags)
     with pytest.raises(SystemExit, match=sentence):
         data.load()
+
+
+@pytest.mark.parametrize(
+    ("flags", "unread"),
+    [
+        (["--source", "prepared", "--split_by", "umd", "--on_missing", "skip"], "--split_by, --on_missing"),
+        (["--source", "coco", "--expressions", "e.csv", "--image_root", "no", "--split_by", "unc"], "--split_by"),
+        (["--split_by", "unc", "--mask_root", "masks"], "--mask_root"),
+        (["--source", "hub", "--dataset", "no/such"], None),
+        ([], None),
+    ],
+)
+def test_flags_that_a_source_does_not_read_are_warned_of(flags, unread, caplog, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (data,) = HfArgumentParser(DataArguments).parse_args_into_dataclasses(flags)
+    with pytest.raises(SystemExit):  # there is nothing to load
+        data.load()
+    said = [record.getMessage() for record in caplog.records if "does not read" in record.getMessage()]
+    assert said == ([f"Source {data.source} does not read {unread}; what they say changes nothing."] if unread else [])
 
 
 TABLE_4 = {  # "Ours": CNN, Swin

@@ -20,7 +20,7 @@ from m3dec.processing.referring_data import (
     load_referring_dataset,
 )
 from m3dec.processing.referring_data.readers import refer_files
-from m3dec.processing.referring_data.readers.pictures import MissingPicturesError
+from m3dec.processing.referring_data.readers.images import MissingImagesError
 from m3dec.processing.referring_data.readers.published_counts import PUBLISHED_COUNTS
 from m3dec.processing.referring_data.readers.segmentations import union_of_segmentations
 from m3dec.processing.referring_data.schema import encode_mask
@@ -156,16 +156,16 @@ def test_what_is_read_is_what_the_files_say_now(official):
     assert decode_mask(before["mask"]).sum() > decode_mask(after["mask"]).sum() == 16 * 17
 
 
-def test_pictures_may_lie_elsewhere(official, tmp_path):
+def test_images_may_lie_elsewhere(official, tmp_path):
     (official / "tiny" / "images").rename(tmp_path / "train2014")
     assert load(official, image_root=tmp_path / "train2014")["train"][0]["image"].size == (WIDTH, HEIGHT)
     with pytest.raises(FileNotFoundError, match="image_root"):
         load(official)
 
 
-def test_a_missing_picture_is_named(official):
+def test_a_missing_image_is_named(official):
     (official / "tiny" / "images" / "COCO_train2014_000000000007.jpg").unlink()
-    with pytest.raises(FileNotFoundError, match=r"1 of 1 pictures .*COCO_train2014_000000000007\.jpg"):
+    with pytest.raises(FileNotFoundError, match=r"1 of 1 images .*COCO_train2014_000000000007\.jpg"):
         load(official)
 
 
@@ -215,9 +215,9 @@ def test_a_reference_that_covers_no_pixel_is_warned_of(official, caplog):
     assert "Reference 1 of" in caplog.text and "covers no pixel" in caplog.text
 
 
-# Pictures that are not there, or are called otherwise.
+# Images that are not there, or are called otherwise.
 def add_images(folder, *names):
-    """References 21, 22, … of split val, each to a picture of its own."""
+    """References 21, 22, … of split val, each to an image of its own."""
     refs, instances = pickle.loads((folder / "refs(unc).p").read_bytes()), read_instances_file(folder)
     for number, name in enumerate(names, start=1):
         Image.new("RGB", (WIDTH, HEIGHT)).save(folder / "images" / name)
@@ -235,30 +235,30 @@ def ref_ids(splits):
     return {split: table["ref_id"][:] for split, table in splits.items()}
 
 
-def test_what_refers_to_missing_pictures_is_left_out_on_request_and_listed(official, caplog):
+def test_what_refers_to_missing_images_is_left_out_on_request_and_listed(official, caplog):
     folder = official / "tiny"
     names = ["a.jpg", "b.jpg", "c.jpg"]
     add_images(folder, *names)
     for name in names[:2]:
         (folder / "images" / name).unlink()
-    with pytest.raises(MissingPicturesError, match=r"2 of 4 pictures .*a\.jpg, b\.jpg.*on_missing='skip'") as error:
+    with pytest.raises(MissingImagesError, match=r"2 of 4 images .*a\.jpg, b\.jpg.*on_missing='skip'") as error:
         load(official)
     assert error.value.names == names[:2]
     with caplog.at_level(logging.WARNING):
         splits = load(official, on_missing="skip")
     assert ref_ids(splits) == {"train": [1], "val": [2, 3, 23]}
     assert [row["image"].size for row in splits["val"]] == [(WIDTH, HEIGHT)] * 3
-    assert "2 of 4 pictures are not in" in caplog.text and "a.jpg, b.jpg" in caplog.text
+    assert "2 of 4 images are not in" in caplog.text and "a.jpg, b.jpg" in caplog.text
 
 
-def test_pictures_left_out_do_not_make_the_others_shared(official, caplog):
+def test_images_left_out_do_not_make_the_others_shared(official, caplog):
     folder = official / "tiny"
     add_images(folder, "a.jpg", "b.jpg")
     refs = pickle.loads((folder / "refs(unc).p").read_bytes())
     write(folder, [ref for ref in refs if ref["split"] == "train" or ref["image_id"] != 7])
     (folder / "images" / "a.jpg").unlink()
     assert ref_ids(load(official, on_missing="skip")) == {"train": [1], "val": [22]}
-    assert "stand in train as well" not in caplog.text
+    assert "are in train as well" not in caplog.text
 
 
 def test_an_unknown_on_missing_names_the_known_ones(official):
@@ -267,7 +267,7 @@ def test_an_unknown_on_missing_names_the_known_ones(official):
 
 
 @pytest.mark.parametrize("named, there", [(2014, 2017), (2017, 2014)])
-def test_pictures_of_2014_and_2017_serve_alike(official, named, there):
+def test_images_of_2014_and_2017_serve_alike(official, named, there):
     names = {2014: "COCO_train2014_000000000007.jpg", 2017: "000000000007.jpg"}
     images = official / "tiny" / "images"
     (images / names[2014]).rename(images / names[there])
@@ -279,7 +279,7 @@ def test_pictures_of_2014_and_2017_serve_alike(official, named, there):
 
 # What is particular to one of the data sets.
 @pytest.mark.parametrize("dataset, left", [("refclef", [21]), ("tiny", [21, 22, 23, 24])])
-def test_the_three_pictures_that_the_field_skips_are_left_out_of_refclef_alone(official, dataset, left):
+def test_the_three_images_that_the_field_skips_are_left_out_of_refclef_alone(official, dataset, left):
     folder = official / "tiny"
     add_images(folder, "1.jpg", "19579.jpg", "17975.jpg", "19575.jpg")
     refs, instances = pickle.loads((folder / "refs(unc).p").read_bytes()), read_instances_file(folder)
@@ -332,9 +332,9 @@ def test_of_a_set_that_nobody_published_no_counts_are_expected(official, caplog)
     assert "published" not in caplog.text
 
 
-def test_pictures_of_val_that_are_in_train_as_well_are_warned_of(official, caplog):
+def test_images_of_val_that_are_in_train_as_well_are_warned_of(official, caplog):
     load(official)  # picture 7 in both, as pictures are in RefCOCOg's splits by Google
-    assert "1 pictures of tiny (unc) val stand in train as well" in caplog.text
+    assert "1 images of tiny (unc) val are in train as well" in caplog.text
     caplog.clear()
     refs = pickle.loads((official / "tiny" / "refs(unc).p").read_bytes())
     write(official / "tiny", refs[1:])
@@ -373,15 +373,15 @@ def test_a_changed_file_is_read_again_even_if_it_has_the_same_size_and_time(offi
     assert found == (("cat at left", 1) if name == "refs(unc).p" else ("man at left", 5))
 
 
-def test_pictures_are_looked_for_again_at_every_load(official):
+def test_images_are_looked_for_again_at_every_load(official):
     load(official)
     (official / "tiny" / "images" / "COCO_train2014_000000000007.jpg").unlink()
-    with pytest.raises(MissingPicturesError):
+    with pytest.raises(MissingImagesError):
         load(official)
 
 
 # Files that are damaged, or contradict each other.
-def test_an_object_in_another_picture_than_its_reference_is_an_error(official):
+def test_an_object_in_another_image_than_its_reference_is_an_error(official):
     add_images(official / "tiny", "a.jpg")
     change(official / "tiny", annotations={"image_id": 1})
     with pytest.raises(ReferringDataError, match="reference 1 is in 7 and its annotation 11 in 1"):

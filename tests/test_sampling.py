@@ -24,7 +24,7 @@ from m3dec.processing.referring_data.sampling import (
 )
 from m3dec.processing.referring_data.schema import encode_mask
 
-# ref_id → image_id, number of sentences; pictures are not neighbours in the table
+# ref_id → image_id, number of sentences; images are not neighbours in the table
 REFERENCES = {11: (5, 3), 12: (7, 1), 13: (5, 4), 14: (5, 2), 15: (9, 3), 16: (7, 5)}
 
 
@@ -154,7 +154,7 @@ def test_all_sentences_are_seen_once_an_epoch():
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 5])
-def test_sentences_that_share_an_example_share_its_picture(size):
+def test_sentences_that_share_an_example_share_its_image(size):
     for sentences in ("one", "all"):
         groups = seen(ReferringExamples(table(), sentences=sentences, expressions_per_image=size), 0)
         for refs, _, _, picture in groups:

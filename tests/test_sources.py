@@ -1,4 +1,4 @@
-"""One data set, through every source that can hold it: the same masks, sentences, boxes, numbers and pictures."""
+"""One data set, through every source that can hold it: the same masks, sentences, boxes, numbers and images."""
 
 import shutil
 from dataclasses import dataclass, replace
@@ -68,7 +68,7 @@ def refer_umd(root) -> Held:
 
 
 def refer_google(root) -> Held:
-    """Train and val share pictures."""
+    """Train and val share images."""
     references = [replace(ref, split="val" if ref.ref_id % 5 == 0 else "train") for ref in REFERENCES]
     return refer(root, references, dataset="refcocog", split_by="google")
 
@@ -196,7 +196,7 @@ def test_every_box_and_number_is_the_files_own(source):
         assert {name: row[name] for name in kept} == {name: expected[name] for name in kept}
 
 
-def test_every_picture_has_its_own_pixels(source):
+def test_every_image_has_its_own_pixels(source):
     for row, reference in source.pairs():
         assert row["image"].mode == ("RGB" if reference.picture.pixels.ndim == 3 else "L")
         np.testing.assert_array_equal(np.asarray(row["image"]), reference.picture.pixels)

@@ -1,28 +1,26 @@
-"""Pictures that are trained on and tested on: RefCOCO, RefCOCO+ and RefCOCOg drew their splits apart, from one pool."""
+"""Images that are trained on and tested on: RefCOCO, RefCOCO+ and RefCOCOg each drew splits from one pool."""
 
 import logging
 from pathlib import Path
 
 import datasets
 
+from m3dec.processing.referring_data.readers.published_counts import REPORTED
 from m3dec.processing.referring_data.readers.refer_files import read_refs
 from m3dec.processing.referring_data.readers.tables import image_ids
 
 logger = logging.getLogger(__name__)
 
-# The splits that papers report. Those of RefCOCOg by Google share pictures with their own training split.
-REPORTED = (("refcoco", "unc"), ("refcoco+", "unc"), ("refcocog", "umd"))
-
 
 def held_out_images(root: str | Path) -> dict[str, set[int]]:
-    """COCO's numbers of the pictures of every val and test split of RefCOCO, RefCOCO+ and RefCOCOg.
+    """COCO's numbers of the images of every val and test split of RefCOCO, RefCOCO+ and RefCOCOg.
 
     Args:
         root: the folder of the official files; those of the three sets that it lacks are left out, with a warning. Only
             the refs files are needed.
 
     Returns:
-        "refcoco (unc) val" → its pictures, and so on.
+        "refcoco (unc) val" → its images, and so on.
     """
     images, unknown = {}, []
     for dataset, split_by in REPORTED:
@@ -39,6 +37,6 @@ def held_out_images(root: str | Path) -> dict[str, set[int]]:
 
 
 def find_leaks(train: datasets.Dataset, held_out: dict[str, set[int]]) -> dict[str, set[int]]:
-    """Of each held-out split, the pictures that `train` has too; splits that share none are left out."""
+    """Of each held-out split, the images that `train` has too; splits that share none are left out."""
     trained_on = image_ids(train)
     return {split: shared for split, images in held_out.items() if (shared := images & trained_on)}

@@ -1,4 +1,4 @@
-"""The one door: every source of referring data, by its name, into one schema."""
+"""Every source of referring data, by its name, into one schema."""
 
 import datasets
 
@@ -35,7 +35,7 @@ def load_referring_dataset(source: str, **options) -> datasets.DatasetDict:
     Raises:
         ValueError: no such source.
         ReferringDataError: a file is damaged, unsafe, or contradicts another.
-        FileNotFoundError: a file or picture is not there.
+        FileNotFoundError: a file or image is not there.
     """
     if source not in SOURCES:
         raise ValueError(f"The source must be one of {', '.join(map(repr, SOURCES))}, but it is {source!r}.")

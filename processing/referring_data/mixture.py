@@ -10,7 +10,7 @@ import datasets
 import pyarrow.compute as pc
 from tqdm import tqdm
 
-from m3dec.processing.referring_data.readers.tables import bytes_of, undecoded_pictures
+from m3dec.processing.referring_data.readers.tables import bytes_of, undecoded_images
 
 from .sampling import references_by_image
 from .schema import REFERRING_FEATURES, ReferringDataError
@@ -19,10 +19,10 @@ logger = logging.getLogger(__name__)
 
 
 def numbered_apart(sets: list[datasets.DatasetDict]) -> list[datasets.DatasetDict]:
-    """The same sets with image_ids counted through from 0: sets of any origin use the same numbers for other images.
+    """The same sets with new image_ids, counted from 0: two sets may use one number for different images.
 
-    An image, an (image_id, file_name) of a set, has one number in all splits of its set, and no other set has it.
-    ref_id and sent_id stay those of the files, so they may repeat.
+    An image is an (image_id, file_name) of a set. It has one number in all splits of its set, and no image of another
+    set has that number. ref_id and sent_id stay those of the files, so they may repeat.
     """
     numbers, renumbered = {}, []
     for place, splits in enumerate(sets):
@@ -43,8 +43,8 @@ def numbered_apart(sets: list[datasets.DatasetDict]) -> list[datasets.DatasetDic
 def without_held_out(sets: list[datasets.DatasetDict]) -> list[datasets.Dataset]:
     """The split "train" of each set, without a photograph that any of the sets has in another split.
 
-    Photographs are the same where COCO's number in their files' names is, in the names of 2014 and of 2017 alike, or
-    where the bytes of their files are; so one is found under any name and number. How many go is logged.
+    Two photographs are the same if their file names hold the same number of COCO, in the style of 2014 or of 2017, or
+    if their files have the same bytes. How many are left out is logged.
 
     Raises:
         ReferringDataError: a set has no split "train", or nothing of it is left.
@@ -57,16 +57,13 @@ def without_held_out(sets: list[datasets.DatasetDict]) -> list[datasets.Dataset]
     by_number, by_bytes = of_same_number(training, held_out), of_same_bytes(training, held_out)
     kept = []
     for number, table in enumerate(training):
-        leaks = [
-            rows for rows in references_by_image(table).values() if rows[0] in by_number[number] | by_bytes[number]
-        ]
+        found = by_number[number] | by_bytes[number]
+        leaks = [rows for rows in references_by_image(table).values() if rows[0] in found]
         gone = {row for rows in leaks for row in rows}
         if gone:
             logger.warning(
-                "%d training images with %d references of set %d are left out: a val or test split of a set has them.",
-                len(leaks),
-                len(gone),
-                number + 1,
+                f"{len(leaks)} training images with {len(gone)} references of set {number + 1} are left out: a val or "
+                "test split of a set has them."
             )
         if len(gone) == len(table):
             raise ReferringDataError(
@@ -112,11 +109,11 @@ def of_same_bytes(training: list[datasets.Dataset], held_out: list[datasets.Data
     digests, known = [], {}  # of each table row → digest; path → digest
     with tqdm(total=sum(map(len, first_rows)), desc="comparing files of images", unit="image", delay=2) as progress:
         for table, rows in zip(tables, first_rows, strict=True):
-            pictures, digests_of_table = undecoded_pictures(table), {}
+            images_of_table, digests_of_table = undecoded_images(table), {}
             for row in rows:
-                picture = pictures[row]["image"]
-                path = None if picture["bytes"] else picture["path"]
-                digests_of_table[row] = known.get(path) or hashlib.sha256(bytes_of(picture)).digest()
+                image = images_of_table[row]["image"]
+                path = None if image["bytes"] else image["path"]
+                digests_of_table[row] = known.get(path) or hashlib.sha256(bytes_of(image)).digest()
                 if path:
                     known[path] = digests_of_table[row]
                 progress.update()

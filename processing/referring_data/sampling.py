@@ -1,4 +1,4 @@
-"""Which sentences a training sees, and which pictures they share: the same for any number of workers and processes."""
+"""Which sentences a training sees, and which of them share an image: the same for any number of processes."""
 
 import bisect
 import logging
@@ -30,7 +30,7 @@ class Share(NamedTuple):
 
 
 class ReferringExamples(Dataset):
-    """A training set: each example is a picture and up to `expressions_per_image` sentences about it.
+    """A training set: each example is an image and up to `expressions_per_image` sentences about it.
 
     With sentences="one" an epoch goes through every reference once, with one of its sentences, drawn by (seed, epoch,
     ref_id); with "all", through every sentence. Nothing depends on who asks: an example of an epoch is the same in
@@ -45,11 +45,11 @@ class ReferringExamples(Dataset):
         text_field: "sent" or "raw", the form of the sentences.
         seed: of the drawing.
         sentences: "one" or "all".
-        expressions_per_image: the most sentences that share a picture, which is decoded and encoded once for them.
+        expressions_per_image: the most sentences that share an image, which is decoded and encoded once for them.
         holds_word: tells whether a sentence can be asked at all, such as `M3DecProcessor.holds_word`. Others are left
             out, with a warning that counts them.
         sets: the number of rows and the weight of each set that `dataset` is made of, one behind the other. Rows of two
-            sets never share a picture. None: one set of the weight 1.
+            sets never share an image. None: one set of the weight 1.
 
     Raises:
         ValueError: another word for `sentences`, rows of sets that are not those of the table, or a weight that is not
@@ -76,7 +76,7 @@ class ReferringExamples(Dataset):
             )
         if not all(0 < weight < math.inf for _, weight in sets):
             raise ValueError(f"A set's weight is above 0, such as 0.25, but given are {[w for _, w in sets]}.")
-        self.pictures = dataset.select_columns("image")
+        self.images = dataset.select_columns("image")
         self.references = dataset.select_columns(["ref_id", "sentences", "mask"])
         self.text_field, self.seed = text_field, seed
         self.epoch = torch.zeros((), dtype=torch.int64).share_memory_()  # workers that live on see it change
@@ -108,7 +108,7 @@ class ReferringExamples(Dataset):
         """Of the epoch's example at the place `number`: `image`, a PIL image; `text`, its sentences; `masks`, for each
         a bool array (height, width); `ref_ids` and `sent_ids`."""
         group, again = self.group_at(number)
-        example = {"image": self.pictures[group[0][0]]["image"], "text": [], "masks": [], "ref_ids": [], "sent_ids": []}
+        example = {"image": self.images[group[0][0]]["image"], "text": [], "masks": [], "ref_ids": [], "sent_ids": []}
         for row, place in group:
             reference = self.references[row]
             if place is None:
@@ -157,7 +157,7 @@ class ShuffledByEpoch(Sampler):
 
 
 def references_by_image(dataset: datasets.Dataset) -> dict[tuple[int, str], list[int]]:
-    """Row numbers of `dataset` by picture, (image_id, file_name), in the order in which they first appear."""
+    """Row numbers of `dataset` by image, (image_id, file_name), in the order in which they first appear."""
     columns = dataset.select_columns(["image_id", "file_name"]).with_format("arrow")[:]
     rows = {}
     for number, key in enumerate(zip(*(column.to_pylist() for column in columns.columns), strict=True)):
@@ -173,12 +173,8 @@ def usable_sentences(dataset: datasets.Dataset, text_field: str, holds_word: Cal
     suspects = np.flatnonzero(~pc.match_substring_regex(texts, "[A-Za-z0-9]").to_numpy(zero_copy_only=False))
     wordless = {place for place in suspects.tolist() if not holds_word(texts[place].as_py())}
     if wordless:
-        logger.warning(
-            "%d of %d sentences hold no word and are left out, such as %r.",
-            len(wordless),
-            len(texts),
-            texts[min(wordless)].as_py()[:80],
-        )
+        example = texts[min(wordless)].as_py()[:80]
+        logger.warning(f"{len(wordless)} of {len(texts)} sentences hold no word and are left out, such as {example!r}.")
     usable, start = [], 0
     for length in pc.list_value_length(column).to_pylist():
         usable.append([place for place in range(length) if start + place not in wordless])

@@ -1,7 +1,6 @@
 """What is not there: noun phrases that nothing in the image answers to, made of words that nearly fit."""
 
 import random
-from collections.abc import Callable
 from dataclasses import replace
 
 from .colors import COLORS
@@ -11,11 +10,9 @@ from .properties import ORDINALS, RELATIONS, SIDES, color_word, leftmost, noun, 
 from .truth import Scene
 from .words import CategoryWords, words_of
 
-Absent = Callable[[Scene, Thing, list[str], random.Random], NounPhrase | None]
-
 
 def absent(scene: Scene, thing: Thing, categories: list[str], draw: random.Random) -> NounPhrase | None:
-    """Another category, a noun of a wrong color, the third of two, clothes that nobody wears, a neighbour not there.
+    """Another category, a noun of a wrong color, the third of two, clothes that nobody wears, a neighbor not there.
 
     Args:
         scene: of the image.
@@ -23,7 +20,7 @@ def absent(scene: Scene, thing: Thing, categories: list[str], draw: random.Rando
         categories: all that the file annotates; where the image is exhaustive, those that it lacks are not there.
         draw: decides.
     """
-    ways = [absent_category, absent_category, absent_color, absent_ordinal, absent_clothes, absent_neighbour]
+    ways = [absent_category, absent_category, absent_color, absent_ordinal, absent_clothes, absent_neighbor]
     return draw.choice(ways)(scene, thing, categories, draw)
 
 
@@ -37,7 +34,7 @@ def absent_category(scene: Scene, thing: Thing, categories: list[str], draw: ran
     elif dice < 0.4 and not (entry.stuff or entry.pair):
         phrase = phrase.with_before(draw.choice((*leftmost(draw.choice(SIDES)), "biggest", "small", "second")))
     if entry.color and draw.random() < 0.3:
-        phrase = phrase.with_color(color_word(draw.choice(COLORS), entry, draw))
+        phrase = replace(phrase, color=color_word(draw.choice(COLORS), entry, draw))
     return phrase
 
 
@@ -47,7 +44,7 @@ def absent_color(scene: Scene, thing: Thing, categories: list[str], draw: random
         return None
     if any(scene.colored(color)(other) is not False for other in meaning.rivals):
         return None
-    phrase = meaning.phrase.with_color(color_word(color, scene.entry(thing), draw))
+    phrase = replace(meaning.phrase, color=color_word(color, scene.entry(thing), draw))
     return phrase.with_after(where(draw.choice(SIDES[:2]), draw)) if draw.random() < 0.2 else phrase
 
 
@@ -81,7 +78,7 @@ def absent_clothes(scene: Scene, thing: Thing, categories: list[str], draw: rand
     return meaning.phrase.with_after(wearing(said, entry, draw))
 
 
-def absent_neighbour(scene: Scene, thing: Thing, categories: list[str], draw: random.Random) -> NounPhrase | None:
+def absent_neighbor(scene: Scene, thing: Thing, categories: list[str], draw: random.Random) -> NounPhrase | None:
     """A thing that is there, next to one that is not."""
     entry = _missing_entry(scene, categories, draw)
     if entry is None or entry.worn or thing.owner is not None or scene.entry(thing).stuff:
@@ -92,7 +89,7 @@ def absent_neighbour(scene: Scene, thing: Thing, categories: list[str], draw: ra
     if entry.holds and draw.random() < 0.5:
         name = "on"
     phrase = replace(meaning.phrase, praise=())
-    return phrase.with_after(f"{draw.choice(RELATIONS[name])} the {draw.choice(entry.words)}")
+    return phrase.with_after(f"{draw.choice(RELATIONS[name][0])} the {draw.choice(entry.words)}")
 
 
 def _missing_entry(scene: Scene, categories: list[str], draw: random.Random) -> CategoryWords | None:

@@ -3,7 +3,6 @@
 import functools
 import json
 import re
-import reprlib
 from array import array
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -14,15 +13,19 @@ import numpy as np
 from PIL import Image, ImageOps
 from pycocotools import mask as coco_mask
 
-from m3dec.processing.referring_data.readers.pictures import PictureFolder
+from m3dec.processing.referring_data.readers.coco_records import check_record
+from m3dec.processing.referring_data.readers.images import ImageFolder, check_image_size, no_image
 from m3dec.processing.referring_data.readers.segmentations import union_of_segmentations
-from m3dec.processing.referring_data.schema import ReferringDataError
+from m3dec.processing.referring_data.schema import ReferringDataError, encode_mask
 
 from .colors import color_shares
 
 BLOCK = 2**22  # bytes of a file in memory at once
-IMAGE_FIELDS = ("id", "file_name", "height", "width")
-ANNOTATION_FIELDS = ("id", "image_id", "category_id", "segmentation")
+FIELDS = {  # that every record of a list has
+    "images": ("id", "file_name", "height", "width"),
+    "annotations": ("id", "image_id", "category_id", "segmentation"),
+    "categories": ("id", "name"),
+}
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,6 +60,13 @@ class Thing:
             part = self.mask[top - self.box[1] : bottom - self.box[1], left - self.box[0] : right - self.box[0]]
             seen[top - box[1] : bottom - box[1], left - box[0] : right - box[0]] = part
         return seen
+
+    def annotation(self, height: int, width: int) -> dict:
+        """COCO's record of the thing, in an image of that size."""
+        left, top, right, bottom = self.box
+        runs = encode_mask(self.within((0, 0, width, height)))
+        box = [left, top, right - left, bottom - top]
+        return {"id": self.id, "category_id": self.category_id, "bbox": box, "segmentation": runs}
 
     def with_mask(self, mask: np.ndarray, left: int = 0, top: int = 0, **changes) -> "Thing":
         """The same thing with another mask, bool and not empty, whose corner is at `left` and `top` of the image."""
@@ -103,7 +113,7 @@ class Photograph:
 
 
 class InstanceFile:
-    """A COCO instance file. It is read through once, and what stays in memory is where each annotation stands in it.
+    """A COCO instance file. It is read once; only the place of each annotation in the file stays in memory.
 
     Of COCO's own fields `images`, `annotations` and `categories` are read. Further fields are known: an annotation's
     `region` and `part_of`, and an image's `exhaustive`. A file none of whose images says `exhaustive` is taken for one
@@ -120,16 +130,15 @@ class InstanceFile:
         places = {"image": array("q"), "start": array("q"), "end": array("q")}
         with self.path.open("rb") as file:
             for kind, start, end, entry in entries_of_lists(file, self.path):
+                if kind in FIELDS:
+                    check_record(entry, kind, FIELDS[kind], {"id": int, "image_id": int}, f"one in {path}")
                 if kind == "annotations":
-                    self._check(entry, ANNOTATION_FIELDS, "annotations")
                     places["image"].append(entry["image_id"])
                     places["start"].append(start)
                     places["end"].append(end)
                 elif kind == "images":
-                    self._check(entry, IMAGE_FIELDS, "images")
-                    self.images[entry["id"]] = {name: entry.get(name) for name in (*IMAGE_FIELDS, "exhaustive")}
+                    self.images[entry["id"]] = {name: entry.get(name) for name in (*FIELDS["images"], "exhaustive")}
                 elif kind == "categories":
-                    self._check(entry, ("id", "name"), "categories")
                     self.categories[entry["id"]] = str(entry["name"]).lower()
         if not self.images or not self.categories:
             raise ReferringDataError(
@@ -147,32 +156,25 @@ class InstanceFile:
     def __len__(self) -> int:
         return len(self._image_ids)
 
-    def photograph(self, image_id: int, pictures: PictureFolder) -> Photograph | None:
+    def photograph(self, image_id: int, folder: ImageFolder) -> Photograph | None:
         """The photograph of a number with its things; None where nothing in it is annotated or its file is missing."""
         entry = self.images[image_id]
         first, last = np.searchsorted(self._image_ids, [image_id, image_id + 1])
-        path = pictures.find(entry["file_name"])
+        path = folder.find(entry["file_name"])
         if first == last or path is None:
             return None
+        check_image_size(path, entry["height"], entry["width"], entry["file_name"])
         try:
             with Image.open(path) as opened:
                 image = np.asarray(ImageOps.exif_transpose(opened).convert("RGB"))
         except Exception as error:  # a damaged file makes Pillow's readers raise almost anything
-            raise ReferringDataError(
-                f"Photographs are files that Pillow opens, but {entry['file_name']} is not: {error!s:.120}. Replace it."
-            ) from error
-        if image.shape[:2] != (entry["height"], entry["width"]):
-            raise ReferringDataError(
-                f"An image has the size its annotations say, but {entry['file_name']} is {image.shape[:2]} and its "
-                f"annotations are for {(entry['height'], entry['width'])} (height, width)."
-            )
+            raise no_image(entry["file_name"], error) from error
         with self.path.open("rb") as file:
             texts = [
                 (file.seek(start), file.read(end - start))[1]
                 for start, end in zip(self._starts[first:last].tolist(), self._ends[first:last].tolist(), strict=True)
             ]
-        things = (self._thing(json.loads(text), entry) for text in texts)
-        things = tuple(thing for thing in things if thing is not None)
+        things = tuple(filter(None, (self._thing(json.loads(text), entry) for text in texts)))
         return Photograph(image, things, entry["exhaustive"], entry["file_name"], image_id)
 
     def annotated(self) -> set[int]:
@@ -200,15 +202,6 @@ class InstanceFile:
             crowd=bool(annotation.get("iscrowd")),
         )
 
-    def _check(self, entry, fields: tuple[str, ...], kind: str) -> None:
-        lacking = [name for name in fields if not isinstance(entry, dict) or name not in entry]
-        wrong = [] if lacking else [name for name in ("id", "image_id") if not isinstance(entry.get(name, 0), int)]
-        if lacking or wrong:
-            raise ReferringDataError(
-                f"Every one of a COCO file's {kind} has {', '.join(fields)}, ids as whole numbers, but one in "
-                f"{self.path} is {reprlib.repr(entry)}. Correct the file."
-            )
-
 
 def entries_of_lists(file: BinaryIO, path: Path) -> Iterator[tuple[str, int, int, object]]:
     """The entries of the lists of a JSON object, of a file of any size: the list's key, the bytes where an entry starts
@@ -219,22 +212,14 @@ def entries_of_lists(file: BinaryIO, path: Path) -> Iterator[tuple[str, int, int
     """
     text = _Window(file, path)
     try:
-        text.expect("{")
-        while not text.comes("}"):
+        for _ in text.items("{", "}"):
             _, _, key = text.value()
             text.expect(":")
             if text.comes("["):
-                text.expect("[")
-                while not text.comes("]"):
-                    start, end, entry = text.value()
-                    yield key, start, end, entry
-                    if not text.comes("]"):
-                        text.expect(",")
-                text.expect("]")
+                for _ in text.items("[", "]"):
+                    yield key, *text.value()
             else:
                 text.value()
-            if not text.comes("}"):
-                text.expect(",")
     except (json.JSONDecodeError, RecursionError, UnicodeError) as error:
         raise ReferringDataError(f"{path} is not whole JSON: {error}. Fetch or write it again.") from error
 
@@ -272,6 +257,15 @@ class _Window:
                 f"{self.text[self.place : self.place + 10]!r}. Fetch or write it again."
             )
         self.place += 1
+
+    def items(self, opening: str, closing: str) -> Iterator[None]:
+        """Stop before each item between two brackets, so that the caller can read it."""
+        self.expect(opening)
+        while not self.comes(closing):
+            yield
+            if not self.comes(closing):
+                self.expect(",")
+        self.expect(closing)
 
     def value(self) -> tuple[int, int, object]:
         """Where the next value starts and ends, and the value."""

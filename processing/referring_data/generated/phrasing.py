@@ -15,7 +15,7 @@ REQUEST, FILLER, PRAISE, WHO, TURNED, SLIP = 0.06, 0.07, 0.04, 0.12, 0.04, 0.04 
 
 @dataclass(frozen=True)
 class NounPhrase:
-    """A noun with what stands before and after it."""
+    """A noun with the words before and after it."""
 
     noun: str
     article: str | None = None  # None: whatever people say
@@ -29,7 +29,7 @@ class NounPhrase:
 
     @property
     def is_bare(self) -> bool:
-        """Whether nothing stands before or after the noun."""
+        """Whether there is no word before or after the noun."""
         return not (self.before or self.size or self.color or self.after)
 
     def with_before(self, word: str) -> "NounPhrase":
@@ -37,15 +37,6 @@ class NounPhrase:
 
     def with_after(self, words: str) -> "NounPhrase":
         return replace(self, after=(*self.after, words))
-
-    def with_color(self, color: str) -> "NounPhrase":
-        return replace(self, color=color)
-
-    def with_color_after(self) -> "NounPhrase":
-        return replace(self, color_after=True)
-
-    def with_size(self, size: str) -> "NounPhrase":
-        return replace(self, size=size)
 
     def said(self, article: str) -> str:
         """The plain words, behind an article."""
@@ -93,10 +84,6 @@ def _with_slip(text: str, draw: random.Random) -> str:
         return text
     place = draw.choice(long)
     word, at = words[place], draw.randrange(1, len(words[place]) - 1)
-    slips = (
-        word[:at] + word[at + 1 :],
-        word[:at] + word[at] + word[at:],
-        word[:at] + word[at + 1] + word[at] + word[at + 2 :],
-    )
-    words[place] = draw.choice(slips)
+    first, letter, last = word[:at], word[at], word[at + 1 :]
+    words[place] = draw.choice((first + last, first + 2 * letter + last, first + last[0] + letter + last[1:]))
     return " ".join(words)

@@ -1,4 +1,4 @@
-"""Properties that narrow down what a noun phrase means: each is true of its thing, and tells which others it fits."""
+"""Properties that narrow down what a noun phrase means. Each is true of its thing, and maybe of other things too."""
 
 import random
 from collections.abc import Callable
@@ -49,8 +49,6 @@ class Meaning:
         """What is left where a property is added that only one has."""
         return Meaning(phrase, (thing,))
 
-
-Property = Callable[[Scene, Meaning | None, Thing, random.Random], Meaning | None]
 
 # Nouns
 
@@ -137,15 +135,12 @@ def colored(scene: Scene, meaning: Meaning | None, thing: Thing, draw: random.Ra
     if pairs and (color is None or draw.random() < 0.6):
         first, second = draw.sample(pairs[0], 2)
         said = f"{color_word(first, entry, draw)} and {color_word(second, entry, draw)}"
-        phrase = meaning.phrase.with_color(said)
+        phrase = replace(meaning.phrase, color=said)
         return meaning.narrowed(lambda other: has_both(scene.photograph.shares(other), first, second), phrase)
     if color is None:
         return None
-    word = color_word(color, entry, draw)
-    phrase = meaning.phrase.with_color(word)
-    if draw.random() < 0.12:
-        phrase = phrase.with_color_after()
-    return meaning.narrowed(scene.colored(color), phrase)
+    phrase = replace(meaning.phrase, color=color_word(color, entry, draw))
+    return meaning.narrowed(scene.colored(color), replace(phrase, color_after=draw.random() < 0.12))
 
 
 def sized(scene: Scene, meaning: Meaning | None, thing: Thing, draw: random.Random) -> Meaning | None:
@@ -164,7 +159,7 @@ def sized(scene: Scene, meaning: Meaning | None, thing: Thing, draw: random.Rand
     if not found:
         return None
     adjective, plain = draw.choice(found), meaning.phrase
-    phrase = plain.with_size(adjective)
+    phrase = replace(plain, size=adjective)
     countable = plain.is_bare and not meaning.unsure and _is_noun_of_all(scene, meaning)
     if adjective.endswith("r") and countable and draw.random() < 0.3:
         plural = "" if plain.noun == "one" else f" {entry.plural_of(plain.noun)}"
@@ -182,7 +177,7 @@ def looks_big(scene: Scene, meaning: Meaning | None, thing: Thing, draw: random.
         return sized(scene, meaning, thing, draw)
     share = thing.area / (scene.height * scene.width)
     word = "big" if share > 0.25 else "small" if share < 0.02 else None
-    return word and replace(meaning, phrase=meaning.phrase.with_size(word))
+    return word and replace(meaning, phrase=replace(meaning.phrase, size=word))
 
 
 def _height(thing: Thing) -> int:
@@ -404,51 +399,43 @@ def related(scene: Scene, meaning: Meaning | None, thing: Thing, draw: random.Ra
     if meaning is None or not others or thing.owner is not None or scene.entry(thing).stuff:
         return None
     other = draw.choice(others)
-    true = [name for name in RELATIONS if holds(scene, name, thing, other)]
+    true = [name for name, (_, holds) in RELATIONS.items() if holds(scene, thing, other)]
     if not true:
         return None
     name = next((one for one in ("on", "in") if one in true), None) or draw.choice(true)
+    ways, holds = RELATIONS[name]
     rivals = [o for o in meaning.rivals if o is not other]
-    if not all(o is thing or holds(scene, name, o, other) is False for o in rivals):
+    if not all(o is thing or holds(scene, o, other) is False for o in rivals):
         return None
     landmark = noun(scene, other, draw)
     if other in meaning.things and meaning.phrase.is_bare and draw.random() < 0.5:
         landmark = replace(meaning, phrase=NounPhrase("one"))  # "the cat behind the white one"
     if landmark and not (landmark.only(other) and draw.random() < 0.75):
-        ways = [colored, colored, dressed, extreme, sized] if not landmark.only(other) else [colored, looks_big]
-        landmark = draw.choice(ways)(scene, landmark, other, draw)
+        properties = [colored, looks_big] if landmark.only(other) else [colored, colored, dressed, extreme, sized]
+        landmark = draw.choice(properties)(scene, landmark, other, draw)
     if landmark is None or not landmark.only(other) or landmark.phrase.said("") == "one":
         return None
-    said = draw.choice(RELATIONS[name])
+    said = draw.choice(ways)
     if name == "next to" and scene.entry(thing).women and _is_upright(thing) and draw.random() < 0.2:
         said = f"standing {said}"
     return meaning.told(thing, meaning.phrase.with_after(f"{said} {landmark.phrase.said('the')}"))
 
 
+# How a relation is said, and whether it holds between two things of a scene: yes, no, or not sure (None).
 RELATIONS = {
-    "left of": ("left of", "to the left of", "on the left of", "on the left side of"),
-    "right of": ("right of", "to the right of", "on the right of", "on the right side of"),
-    "above": ("above", "over", "higher than"),
-    "below": ("below", "under", "beneath", "underneath", "lower than"),
-    "next to": ("next to", "beside", "near", "by", "close to", "right next to", "alongside"),
-    "on": ("on", "on top of", "on"),
-    "in": ("in", "inside", "in"),
-    "in front of": ("in front of", "before"),
-    "behind": ("behind", "in back of", "behind"),
+    "left of": (("left of", "to the left of", "on the left of", "on the left side of"), Scene.left_of),
+    "right of": (
+        ("right of", "to the right of", "on the right of", "on the right side of"),
+        lambda scene, thing, other: scene.left_of(other, thing),
+    ),
+    "above": (("above", "over", "higher than"), Scene.above),
+    "below": (
+        ("below", "under", "beneath", "underneath", "lower than"),
+        lambda scene, thing, other: scene.above(other, thing),
+    ),
+    "next to": (("next to", "beside", "near", "by", "close to", "right next to", "alongside"), Scene.next_to),
+    "on": (("on", "on top of", "on"), Scene.on),
+    "in": (("in", "inside", "in"), Scene.inside),
+    "in front of": (("in front of", "before"), Scene.in_front_of),
+    "behind": (("behind", "in back of", "behind"), lambda scene, thing, other: scene.in_front_of(other, thing)),
 }
-
-
-def holds(scene: Scene, relation: str, thing: Thing, other: Thing) -> bool | None:
-    """Whether two things are so: yes, no, or not sure (None)."""
-    tests = {
-        "left of": lambda: scene.left_of(thing, other),
-        "right of": lambda: scene.left_of(other, thing),
-        "above": lambda: scene.above(thing, other),
-        "below": lambda: scene.above(other, thing),
-        "next to": lambda: scene.next_to(thing, other),
-        "on": lambda: scene.on(thing, other) if scene.entry(other).holds else False,
-        "in": lambda: scene.inside(thing, other) if scene.entry(other).inside else False,
-        "in front of": lambda: scene.in_front_of(thing, other),
-        "behind": lambda: scene.in_front_of(other, thing),
-    }
-    return tests[relation]()

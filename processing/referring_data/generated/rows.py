@@ -10,12 +10,12 @@ from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
 import datasets
-import numpy as np
 from PIL import Image
 
-from m3dec.processing.referring_data.readers.pictures import PictureFolder
+from m3dec.processing.referring_data.readers.coco_records import row_without_image
+from m3dec.processing.referring_data.readers.images import ImageFolder
 from m3dec.processing.referring_data.readers.tables import digest_of
-from m3dec.processing.referring_data.schema import REFERRING_FEATURES, ReferringDataError, encode_mask
+from m3dec.processing.referring_data.schema import REFERRING_FEATURES, ReferringDataError
 
 from .mosaics import make_mosaic
 from .photographs import InstanceFile, Photograph
@@ -71,7 +71,7 @@ def generate_referring_dataset(
     }
     file = _instances(settings["instances"])
     code = [WORDS_FILE, *sorted(Path(__file__).parent.glob("*.py")), Path(instances), *([Path(words)] if words else [])]
-    made_of = digest_of(code, f"{sorted(settings.items())} {_state_of_pictures(file, PictureFolder(image_root))}")
+    made_of = digest_of(code, f"{sorted(settings.items())} {_state_of_images(file, ImageFolder(image_root))}")
     read_words(words)  # errors before the work begins
     splits = datasets.DatasetDict()
     for split, number in (("train", mosaics), ("val", 0)):
@@ -115,15 +115,15 @@ def generate_rows(
 ) -> Iterator[dict]:
     """The rows of one split. `tasks` has ranges of numbers: the first are its photographs, further ones mosaics of
     them. 🤗 Datasets calls this with one range at a time. The other arguments are those above."""
-    file, pictures = _instances(instances), PictureFolder(image_root)
+    file, folder = _instances(instances), ImageFolder(image_root)
     maker = SentenceMaker(read_words(words), file.categories.values())
     image_ids = _images_of(file, split, val_share)
     for task in itertools.chain.from_iterable(itertools.starmap(range, tasks)):
         if task < len(image_ids):
-            photograph = file.photograph(image_ids[task], pictures)
-            image = photograph and {"path": str(pictures.find(photograph.file_name)), "bytes": None}
+            photograph = file.photograph(image_ids[task], folder)
+            image = photograph and {"path": str(folder.find(photograph.file_name)), "bytes": None}
         else:
-            photograph, image = _mosaic(file, pictures, image_ids, task - len(image_ids), seed)
+            photograph, image = _mosaic(file, folder, image_ids, task - len(image_ids), seed)
         if photograph is not None:
             draw = random.Random(f"{seed} {photograph.file_name}")
             sentences = maker.describe(photograph, draw, sentences_per_image)
@@ -147,11 +147,11 @@ def _images_of(file: InstanceFile, split: str, val_share: float) -> list[int]:
     ]
 
 
-def _state_of_pictures(file: InstanceFile, pictures: PictureFolder) -> str:
-    """Another text where a picture was added or replaced."""
+def _state_of_images(file: InstanceFile, folder: ImageFolder) -> str:
+    """A text that is another where an image was added or replaced."""
     digest = hashlib.sha256()
     for image in file.images.values():
-        path = pictures.find(image["file_name"])
+        path = folder.find(image["file_name"])
         stat = os.stat(path) if path else None
         digest.update(f"{path} {stat and (stat.st_size, stat.st_mtime_ns)}\n".encode("utf-8", "replace"))
     return digest.hexdigest()
@@ -161,11 +161,11 @@ def random_sentences(
     instances: str | Path, image_root: str | Path, words: str | Path | None = None, seed: int = 0
 ) -> Iterator[tuple[str, Sentence]]:
     """Sentences of random images, each with its image's file name, without an end; arguments and errors as above."""
-    file, pictures = InstanceFile(instances), PictureFolder(image_root)
+    file, folder = InstanceFile(instances), ImageFolder(image_root)
     maker, draw = SentenceMaker(read_words(words), file.categories.values()), random.Random(seed)
     image_ids, silent = list(file.images), 0
     while silent < max(100, len(image_ids)):
-        photograph = file.photograph(draw.choice(image_ids), pictures)
+        photograph = file.photograph(draw.choice(image_ids), folder)
         sentences = maker.describe(photograph, draw, 4) if photograph else []
         silent = 0 if sentences else silent + 1
         for sentence in sentences[:2]:
@@ -189,17 +189,17 @@ def _nothing_to_say(instances: str | Path, image_root: str | Path) -> ReferringD
 
 
 def _mosaic(
-    file: InstanceFile, pictures: PictureFolder, image_ids: list[int], number: int, seed: int
+    file: InstanceFile, folder: ImageFolder, image_ids: list[int], number: int, seed: int
 ) -> tuple[Photograph | None, dict | None]:
     """A mosaic of some of the images, and as a row holds it."""
     draw = random.Random(f"{seed} mosaic {number}")
 
     def another() -> Photograph:
         for _ in range(MOST_TRIES):
-            photograph = file.photograph(draw.choice(image_ids), pictures)
+            photograph = file.photograph(draw.choice(image_ids), folder)
             if photograph and photograph.things:
                 return photograph
-        raise _nothing_to_say(file.path, pictures.root)
+        raise _nothing_to_say(file.path, folder.root)
 
     mosaic = make_mosaic(draw, another, 1 + max(file.images) + number)
     written = io.BytesIO()
@@ -210,28 +210,13 @@ def _mosaic(
 def _rows_of(photograph: Photograph, image: dict, sentences: list[Sentence], first: int) -> Iterator[dict]:
     """A row for each group of things that sentences mean; references and sentences are numbered from `first` on."""
     height, width = photograph.image.shape[:2]
+    record = {"id": photograph.image_id, "file_name": photograph.file_name, "height": height, "width": width}
     things = {thing.id: thing for thing in photograph.things}
     meant = {}
     for number, sentence in enumerate(sentences, start=first):
         said = {"sent_id": number, "raw": sentence.text, "sent": sentence.text, "category": sentence.kind}
         meant.setdefault(sentence.targets, []).append(said)
     for ref_id, (targets, said) in enumerate(meant.items(), start=first):
-        mask = np.zeros((height, width), dtype=bool, order="F")  # as pycocotools wants it
-        for target in targets:
-            left, top, right, bottom = things[target].box
-            mask[top:bottom, left:right] |= things[target].mask
-        boxes = np.array([things[target].box for target in targets]).reshape(-1, 4)
-        categories = {things[target].category_id for target in targets}
-        yield {
-            "image": image,
-            "image_id": photograph.image_id,
-            "ref_id": ref_id,
-            "ann_id": list(targets),
-            "category_id": categories.pop() if len(categories) == 1 else None,
-            "file_name": photograph.file_name,
-            "height": height,
-            "width": width,
-            "bbox": [*boxes[:, :2].min(axis=0).tolist(), *boxes[:, 2:].max(axis=0).tolist()] if targets else [],
-            "sentences": said,
-            "mask": encode_mask(mask),
-        }
+        annotations = [things[target].annotation(height, width) for target in targets]
+        row = row_without_image(ref_id=ref_id, split=None, image=record, annotations=annotations, sentences=said)
+        yield {"image": image, **{name: row[name] for name in REFERRING_FEATURES if name != "image"}}

@@ -34,25 +34,11 @@ MOST_FAILED = 40  # tries, one after the other: then there is not much more to s
 MOST_ALIKE = 2  # sentences of one kind about the same
 NOTHING = 1 / 8  # of the sentences name what is not there
 PAIRS = (  # of properties that are said together, in this order
-    (colored, extreme),
-    (colored, extreme),
-    (colored, placed),
-    (colored, counted),
-    (colored, sized),
-    (extreme, dressed),
-    (placed, dressed),
-    (dressed, extreme),
-    (dressed, placed),
-    (carrying, extreme),
-    (extreme, carrying),
-    (placed, carrying),
-    (dressed, dressed),
-    (dressed, carrying),
-    (looks_big, placed),
-    (looks_big, colored),
-    (colored, related),
-    (sized, placed),
-)
+    (colored, extreme), (colored, extreme), (colored, placed), (colored, counted), (colored, sized), (extreme, dressed),
+    (placed, dressed), (dressed, extreme), (dressed, placed), (carrying, extreme), (extreme, carrying),
+    (placed, carrying), (dressed, dressed), (dressed, carrying), (looks_big, placed), (looks_big, colored),
+    (colored, related), (sized, placed),
+)  # fmt: skip
 
 Said = tuple[NounPhrase, Sequence[Thing]]  # what is said, and of which things
 
@@ -125,18 +111,15 @@ def by_category(scene: Scene, thing: Thing, draw: random.Random) -> Said | None:
     return _single(alone or noun(scene, thing, draw), thing)
 
 
-def by_color(scene: Scene, thing: Thing, draw: random.Random) -> Said | None:
-    return _single(colored(scene, noun(scene, thing, draw), thing, draw), thing)
+def by(way: Callable) -> Callable[[Scene, Thing, random.Random], Said | None]:
+    """A noun and one property, `way`, that tells a thing."""
+    return lambda scene, thing, draw: _single(way(scene, noun(scene, thing, draw), thing, draw), thing)
 
 
 def by_position(scene: Scene, thing: Thing, draw: random.Random) -> Said | None:
     meaning = noun(scene, thing, draw)
     way = placed if meaning and meaning.only(thing) else extreme
     return _single(way(scene, meaning, thing, draw), thing)
-
-
-def by_ordinal(scene: Scene, thing: Thing, draw: random.Random) -> Said | None:
-    return _single(counted(scene, noun(scene, thing, draw), thing, draw), thing)
 
 
 def by_size(scene: Scene, thing: Thing, draw: random.Random) -> Said | None:
@@ -156,14 +139,14 @@ def by_two(scene: Scene, thing: Thing, draw: random.Random) -> Said | None:
     return _single(meaning, thing)
 
 
-def by_clothes(scene: Scene, thing: Thing, draw: random.Random) -> Said | None:
-    person = person_of(scene, thing)
-    return person and _single(dressed(scene, noun(scene, person, draw), person, draw), person)
+def person_by(way: Callable) -> Callable[[Scene, Thing, random.Random], Said | None]:
+    """The same of the person whose part a thing is."""
 
+    def say(scene: Scene, thing: Thing, draw: random.Random) -> Said | None:
+        person = person_of(scene, thing)
+        return person and by(way)(scene, person, draw)
 
-def by_carried(scene: Scene, thing: Thing, draw: random.Random) -> Said | None:
-    person = person_of(scene, thing)
-    return person and _single(carrying(scene, noun(scene, person, draw), person, draw), person)
+    return say
 
 
 def by_owner(scene: Scene, thing: Thing, draw: random.Random) -> Said | None:
@@ -248,13 +231,13 @@ def _single(meaning: Meaning | None, thing: Thing) -> Said | None:
 
 KINDS: dict[str, tuple[Callable | None, float]] = {  # kind → (how it is made, how often it is tried)
     "category": (by_category, 1.2),
-    "color": (by_color, 1.6),
+    "color": (by(colored), 1.6),
     "position": (by_position, 2.0),
-    "ordinal": (by_ordinal, 1.5),
+    "ordinal": (by(counted), 1.5),
     "superlative": (by_size, 1.2),
     "two properties": (by_two, 3.0),
-    "clothes": (by_clothes, 1.6),
-    "carried": (by_carried, 1.6),
+    "clothes": (person_by(dressed), 1.6),
+    "carried": (person_by(carrying), 1.6),
     "part": (by_owner, 1.6),
     "only": (by_only, 0.25),
     "relation": (by_relation, 3.0),

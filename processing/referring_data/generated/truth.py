@@ -1,4 +1,4 @@
-"""What is true of the things of a photograph, with margins: yes, no, or not sure (None), where nothing is said."""
+"""What is true of the things of a photograph: yes, no, or not sure (None), and then nothing is said of it."""
 
 from collections.abc import Callable, Sequence
 
@@ -149,7 +149,7 @@ class Scene:
 
     def on(self, thing: Thing, other: Thing) -> bool | None:
         """Whether a thing stands, sits or lies on another, as far as masks show it."""
-        if thing.cell != other.cell or self.gap(thing, other) > NEXT / 2:
+        if not self.entry(other).holds or thing.cell != other.cell or self.gap(thing, other) > NEXT / 2:
             return False
         left, top, right, bottom = other.box
         over = left <= thing.center[0] <= right and thing.center[1] < (top + bottom) / 2
@@ -159,7 +159,7 @@ class Scene:
 
     def inside(self, thing: Thing, other: Thing) -> bool | None:
         """Whether a thing lies in another, as an apple in a bowl."""
-        if thing.cell != other.cell or self.gap(thing, other) > NEXT / 2:
+        if not self.entry(other).inside or thing.cell != other.cell or self.gap(thing, other) > NEXT / 2:
             return False
         within = _box_area(_common_box(thing.box, other.box)) >= 0.8 * _box_area(thing.box)
         over = thing.center[1] < other.center[1] + 0.1 * _height(other)
@@ -249,7 +249,7 @@ class Scene:
         return order[0] if len(order) > 1 and size(order[1]) >= times * size(order[0]) else None
 
     def nearest(self, things: Sequence[Thing], sign: int) -> Thing | None:
-        """What stands nearest to the camera (sign 1): the biggest, whose foot is lowest; or farthest (-1)."""
+        """What is nearest to the camera (sign 1): the biggest, whose foot is lowest; or farthest (-1)."""
         find = self.largest if sign > 0 else self.smallest
         thing = find(things, lambda thing: thing.area, LARGER)
         if thing is None or any(thing.cell != other.cell for other in things):

@@ -8,14 +8,18 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import datasets
+import fsspec
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 from m3dec.processing.referring_data.schema import REFERRING_FEATURES, ReferringDataError
 
-from .pictures import PictureFolder, check_picture_size, picture_size
-from .refer_files import row_without_image
-from .tables import READERS, digest_of, with_pictures, with_pictures_inside
+from .coco_records import row_without_image
+from .images import ImageFolder, check_image_size, image_size
+from .published_counts import PUBLISHED_COUNTS, REPORTED
+from .tables import READERS, digest_of, with_images, with_images_inside
 
-SENTENCES_PER_REFERENCE = 1_000  # where a mirror numbers none: sent_id = 1000 ref_id + place
+SENTENCES_PER_REFERENCE = 1_000  # where a mirror has no sent_id: sent_id = 1000 ref_id + place
 
 
 def read_hub_mirror(
@@ -35,9 +39,9 @@ def read_hub_mirror(
         name: a data set on the Hub, or a folder.
         split: one split; all where it is not given. Splits have the names of the official files (`val`, `testA`, …),
             whatever the mirror calls them.
-        image_root: the folder of COCO's train2014 pictures, for a mirror that has none itself.
+        image_root: the folder of COCO's train2014 images, for a mirror that has none itself.
         streaming: read rows as they are asked for, without a copy on disk.
-        on_missing: "error" where pictures of image_root are missing, or "skip" to leave out what refers to them.
+        on_missing: "error" where images of image_root are missing, or "skip" to leave out what refers to them.
         revision: of the data set on the Hub.
 
     Returns:
@@ -45,35 +49,36 @@ def read_hub_mirror(
 
     Raises:
         ReferringDataError: unknown columns, no such split, or a row that contradicts itself.
-        MissingPicturesError: pictures are not there and on_missing is "error".
+        MissingImagesError: images are not there and on_missing is "error".
     """
     loaded = datasets.load_dataset(str(name), streaming=streaming, revision=revision)
     mirror = recognise(next(iter(loaded.values())).column_names or list(first_row(loaded)), str(name))
+    files = functools.cache(lambda: datasets.load_dataset_builder(str(name), revision=revision).config.data_files)
     names = {}  # ours → theirs
     for theirs, table in loaded.items():
-        ours = official_name(mirror, theirs, table)
+        ours = official_name(mirror, theirs, table, files)
         if ours in names:
             raise ReferringDataError(
-                f"A split stands in one place, but {name} has {ours!r} under {names[ours]!r} and {theirs!r}. Is it a "
+                f"A split is there once, but {name} has {ours!r} twice, as {names[ours]!r} and as {theirs!r}. Is it a "
                 "copy that was put together from several?"
             )
         names[ours] = theirs
-    if split is not None and split not in names:
-        raise ReferringDataError(no_such_split(split, names, str(name)))
     convert = functools.partial(_converted, mirror, name, image_root, on_missing)
-    if split is not None:
-        return convert(loaded[names[split]], split)
-    splits = {ours: convert(loaded[theirs], ours) for ours, theirs in names.items()}
-    return (datasets.IterableDatasetDict if streaming else datasets.DatasetDict)(splits)
+    if split is None:
+        splits = {ours: convert(loaded[theirs], ours) for ours, theirs in names.items()}
+        return (datasets.IterableDatasetDict if streaming else datasets.DatasetDict)(splits)
+    if split not in names:
+        raise ReferringDataError(no_such_split(split, names, str(name)))
+    return convert(loaded[names[split]], split)
 
 
 @dataclass(frozen=True)
 class Mirror:
-    """A way in which a data set stands on the Hub."""
+    """One layout in which data sets are on the Hub."""
 
     name: str  # one data set that has it
     columns: frozenset[str]  # what is read
-    rows: Callable[[dict, int], Iterator[dict]] | None  # a row and its number to ours; None: they are ours
+    rows: Callable[[dict, int], Iterator[dict]] | None  # from a row and its number to rows of ours; None: it is ours
     has_images: bool = True
 
 
@@ -94,22 +99,27 @@ def recognise(columns: list[str], name: str) -> "Mirror":
     )
 
 
-def official_name(mirror: Mirror, theirs: str, table) -> str:
-    """What the split `theirs` of a mirror is called in the official files, or a name that says what it is."""
+def official_name(mirror: Mirror, theirs: str, table, files: Callable[[], dict] = dict) -> str:
+    """What the split `theirs` of a mirror is called in the official files, or a name that says what it is.
+
+    `files` gives the data files of each split. It is asked where a stream does not say how many rows it has.
+    """
     name = "val" if theirs in ("validation", "valid") else theirs
     if mirror.rows is _joined_rows:
         return first_row({theirs: table})["split"]  # jxu124's "test" is testA
     if mirror.rows is _cleaned_rows:
-        return "val" if theirs == "train" else name  # what `datasets` calls files without a split; it is none
+        return "val" if theirs == "train" else name  # `datasets` calls files without a split "train"
     if mirror.rows is _question_rows and name in ("val", "test"):
-        # Of RefCOCO and RefCOCOg their val holds the rows of two val splits, by UNC or UMD and by Google.
-        single = {"val": (3_811, 3_805, 2_573), "test": (5_023,)}  # references: RefCOCO, +, g
-        return name if num_rows(table) in single[name] else {"val": "val_mixed", "test": "test_google"}[name]
+        # In the mirrors of RefCOCO and RefCOCOg, val holds two official splits: by UNC or UMD, and by Google.
+        single = [PUBLISHED_COUNTS[reported].get(name, (None,))[0] for reported in REPORTED]
+        rows = num_rows(table)
+        rows = _rows_of_files(files().get(theirs, ())) if rows is None else rows
+        return name if rows in single else {"val": "val_mixed", "test": "test_google"}[name]
     return name
 
 
 def no_such_split(split: str, names: dict[str, str], name: str) -> str:
-    """The sentence for a split that is not there; nothing else is given in its place."""
+    """The sentence for a split that is not there; no other split is given in its place."""
     reason = ""
     if f"{split}_mixed" in names:
         reason = f" Its {split} mixes two official splits (unc or umd, and google), so figures on it are nobody's."
@@ -121,9 +131,8 @@ def no_such_split(split: str, names: dict[str, str], name: str) -> str:
 
 
 def first_row(tables: dict) -> dict:
-    """The first row of the first table, its pictures not decoded."""
-    table = next(iter(tables.values()))
-    return next(iter(_undecoded(table)))
+    """The first row of the first table, its image not decoded."""
+    return next(iter(_undecoded(next(iter(tables.values())))))
 
 
 def num_rows(table) -> int | None:
@@ -134,6 +143,18 @@ def num_rows(table) -> int | None:
     return known.num_examples if known else None
 
 
+def _rows_of_files(paths) -> int | None:
+    """How many rows Parquet files have, on disk or on the Hub; None for other files. Only their last bytes are read."""
+    total = 0
+    try:
+        for path in paths:
+            with fsspec.open(str(path)) as file:
+                total += pq.read_metadata(file).num_rows
+    except pa.ArrowInvalid:
+        return None
+    return total
+
+
 def _undecoded(table):
     has_image = "image" in (table.column_names or [])
     return table.cast_column("image", datasets.Image(decode=False)) if has_image else table
@@ -142,49 +163,43 @@ def _undecoded(table):
 def _converted(mirror: Mirror, name, image_root, on_missing: str, table, split: str):
     """One split in our schema."""
     if mirror.rows is None:
-        found = table.features or {}
-        for column, feature in REFERRING_FEATURES.items():  # `cast` fills a field that is not there with nulls
-            if column in found and column != "image" and _fields(found[column]) != _fields(feature):
-                raise ReferringDataError(
-                    f"Column {column} of {split!r} is {feature} where prepare_data.py wrote it, but {found[column]} in "
-                    f"{name}. The columns found are {', '.join(found)}. Is it a copy whose fields were renamed?"
-                )
-        table = table.select_columns(list(REFERRING_FEATURES))
-        table = table if table.features == REFERRING_FEATURES else table.cast(REFERRING_FEATURES)
-        return with_pictures_inside(table, str(name))
+        return _prepared(table, split, str(name))
     if not mirror.has_images and image_root is None:
         raise ReferringDataError(
-            f"{name} holds no pictures. Give image_root=…, the folder of COCO's train2014 (or train2017) pictures."
+            f"{name} holds no images. Give image_root=…, the folder of COCO's train2014 (or train2017) images."
         )
     streaming = isinstance(table, datasets.IterableDataset)
-    pictures = None if mirror.has_images else PictureFolder(image_root)
-    images_now = streaming or mirror.has_images
-    features = datasets.Features({k: v for k, v in REFERRING_FEATURES.items() if k != "image" or images_now})
+    images = None if mirror.has_images else ImageFolder(image_root)
+    with_image = streaming or mirror.has_images  # else the images are looked for below
+    features = datasets.Features({k: v for k, v in REFERRING_FEATURES.items() if k != "image" or with_image})
     convert = functools.partial(
         _convert_batch,
         rows=mirror.rows,
         split=split,
-        image_root=str(image_root) if streaming and pictures else None,
+        image_root=str(image_root) if streaming and images else None,
         on_missing=on_missing,
         columns=list(features),
         readers=digest_of(READERS),  # for the cache of 🤗 Datasets, which does not look at the code
     )
-    table = _undecoded(table).map(
-        convert,
-        batched=True,
-        batch_size=16,
-        with_indices=True,
-        remove_columns=table.column_names,
-        **({} if streaming else {"features": features, "desc": f"reading {split}"}),
-    )
-    if streaming:
-        return table.cast(features)  # a stream's map that is told the features takes its pictures for decoded
-    if images_now:
-        return table
-    table = with_pictures(table, pictures, on_missing).select_columns(list(REFERRING_FEATURES))
-    if len(table) == 0:
-        raise ReferringDataError(f"None of the pictures is in {pictures.root}. Pass another image_root.")
-    return table
+    settings = {"batched": True, "batch_size": 16, "with_indices": True, "remove_columns": table.column_names}
+    if streaming:  # a stream's map that is told the features would take its images for decoded ones
+        return _undecoded(table).map(convert, **settings).cast(features)
+    table = _undecoded(table).map(convert, **settings, features=features, desc=f"reading {split}")
+    return table if with_image else with_images(table, images, on_missing, keep=[])
+
+
+def _prepared(table, split: str, name: str):
+    """One split that prepare_data.py wrote."""
+    found = table.features or {}
+    for column, feature in REFERRING_FEATURES.items():  # `cast` would fill a missing field with nulls
+        if column in found and column != "image" and _fields(found[column]) != _fields(feature):
+            raise ReferringDataError(
+                f"Column {column} of {split!r} is {feature} where prepare_data.py wrote it, but {found[column]} in "
+                f"{name}. The columns found are {', '.join(found)}. Is it a copy whose fields were renamed?"
+            )
+    table = table.select_columns(list(REFERRING_FEATURES))
+    table = table if table.features == REFERRING_FEATURES else table.cast(REFERRING_FEATURES)
+    return with_images_inside(table, name)
 
 
 def _fields(feature):
@@ -195,8 +210,8 @@ def _fields(feature):
 
 
 def _convert_batch(batch: dict, numbers: list[int], rows, split, image_root, on_missing, columns, readers) -> dict:
-    """Some rows of a mirror as a batch of ours; a reference may be one of several in a row."""
-    pictures = PictureFolder(image_root) if image_root else None
+    """Some rows of a mirror as a batch of ours; one row of a mirror may hold several references."""
+    images = ImageFolder(image_root) if image_root else None
     converted = {name: [] for name in columns}
     for number, values in zip(numbers, zip(*batch.values(), strict=True), strict=True):
         try:
@@ -216,8 +231,8 @@ def _convert_batch(batch: dict, numbers: list[int], rows, split, image_root, on_
                     f"All rows of a split are of one official split, but {split!r} holds reference {row['ref_id']} of "
                     f"{row['split']!r}. Is it a copy that was put together from several?"
                 )
-            if pictures is not None:
-                path = pictures.find_all([row["file_name"]], on_missing).get(row["file_name"])
+            if images is not None:
+                path = images.find_all([row["file_name"]], on_missing).get(row["file_name"])
                 if path is None:  # and on_missing is "skip"
                     continue
                 row["image"] = {"path": path, "bytes": None}
@@ -227,11 +242,11 @@ def _convert_batch(batch: dict, numbers: list[int], rows, split, image_root, on_
 
 
 def _joined_rows(row: dict, number: int) -> Iterator[dict]:
-    """jxu124/refcoco and its like: one row a reference, COCO's records as JSON beside it, no picture."""
-    image, annotation = _parsed(row, "raw_image_info"), _parsed(row, "raw_anns")
+    """jxu124/refcoco and its like: one row a reference, COCO's records as JSON beside it, no image."""
+    record, annotation = _parsed(row, "raw_image_info"), _parsed(row, "raw_anns")
     annotation = {**annotation, "id": row["ann_id"], "category_id": row["category_id"]}
     sentences = _sentences(row["sentences"])
-    yield _row(row["ref_id"], row["split"], {**image, "id": row["image_id"]}, [annotation], sentences)
+    yield _row(row["ref_id"], row["split"], {**record, "id": row["image_id"]}, annotation, sentences)
 
 
 def _benchmark_rows(row: dict, number: int) -> Iterator[dict]:
@@ -240,68 +255,56 @@ def _benchmark_rows(row: dict, number: int) -> Iterator[dict]:
         ref, annotation = entry["ref_info"], dict(entry["ann_info"])
         if isinstance(annotation["segmentation"], str):
             annotation["segmentation"] = _parsed(annotation, "segmentation", list | dict)
-        image = {**row["image_info"], "id": annotation["image_id"]}
-        check_picture_size(row["image"]["bytes"], image["height"], image["width"], f"the picture of row {number}")
-        # Its splits are of eleven official ones, named in full; the ref's own name is the short one.
-        yield _row(ref["ref_id"], None, image, [annotation], _sentences(ref["sentences"]), row["image"])
+        record = {**row["image_info"], "id": annotation["image_id"]}
+        check_image_size(row["image"]["bytes"], record["height"], record["width"], f"the image of row {number}")
+        # Its splits have the full names of eleven official ones; a ref has only the short name.
+        yield _row(ref["ref_id"], None, record, annotation, _sentences(ref["sentences"]), row["image"])
 
 
 def _question_rows(row: dict, number: int) -> Iterator[dict]:
     """lmms-lab/RefCOCO and its like: one row a reference, the sentences as answers, ONE polygon of all parts."""
-    # COCO_train2014_000000581857_3.jpg: the picture's number, then the reference's place
+    # COCO_train2014_000000581857_3.jpg: the image's number, then the reference's place
     found = re.search(r"(\d{12})(?:_\d+)?\.\w+$", row["file_name"] or "")
     if found is None:
         raise ReferringDataError(
-            f"file_name holds the number of COCO's picture, but row {number} has {row['file_name']!r:.80}. Correct it."
+            f"file_name holds the number of COCO's image, but row {number} has {row['file_name']!r:.80}. Correct it."
         )
-    name = f"COCO_train2014_{found[1]}.jpg"
-    image = {"id": int(found[1]), "file_name": name, **_size_of(row["image"], number)}
+    record = {"id": int(found[1]), "file_name": f"COCO_train2014_{found[1]}.jpg", **_size_of(row["image"], number)}
     identity = int(row["question_id"]) if str(row["question_id"]).isdigit() else number
     annotation = {"id": identity, "category_id": None, "bbox": list(row["bbox"]), "segmentation": [row["segmentation"]]}
     answers = [row["answer"]] if isinstance(row["answer"], str) else row["answer"]
-    yield _row(number, None, image, [annotation], _numbered(answers, number), row["image"]) | {"ann_id": []}
+    yield _row(number, None, record, annotation, _numbered(answers, number), row["image"]) | {"ann_id": []}
 
 
 def _cleaned_rows(row: dict, number: int) -> Iterator[dict]:
     """moondream/refcoco-m: one row an image, with cleaned masks as run lengths."""
-    size = _size_of(row["image"], number)
+    record = {"id": int(row["image_id"]), "file_name": row["file_name"], **_size_of(row["image"], number)}
     for place, sample in enumerate(_records(row["samples"])):
         identity = int(sample["id"]) if str(sample["id"]).isdigit() else SENTENCES_PER_REFERENCE * number + place
         runs = {"size": sample["mask"]["size"], "counts": sample["mask"]["counts"]}
         annotation = {"id": identity, "category_id": None, "bbox": list(sample["bbox"]), "segmentation": runs}
-        image = {"id": int(row["image_id"]), "file_name": row["file_name"], **size}
-        sentences = _numbered(sample["sentences"], identity)
-        yield _row(identity, None, image, [annotation], sentences, row["image"])
+        yield _row(identity, None, record, annotation, _numbered(sample["sentences"], identity), row["image"])
 
 
+JOINED = "ref_id ann_id image_id category_id split sentences raw_anns raw_image_info"
+QUESTIONS = "question_id image answer segmentation bbox file_name"
 MIRRORS = (
     Mirror("what prepare_data.py writes", frozenset(REFERRING_FEATURES), None),
-    Mirror(
-        "jxu124/refcoco",
-        frozenset(["ref_id", "ann_id", "image_id", "category_id", "split", "sentences", "raw_anns", "raw_image_info"]),
-        _joined_rows,
-        has_images=False,
-    ),
+    Mirror("jxu124/refcoco", frozenset(JOINED.split()), _joined_rows, has_images=False),
     Mirror("jxu124/refcoco-benchmark", frozenset(["image", "image_info", "ref_list"]), _benchmark_rows),
-    Mirror(
-        "lmms-lab/RefCOCO",
-        frozenset(["question_id", "image", "answer", "segmentation", "bbox", "file_name"]),
-        _question_rows,
-    ),
+    Mirror("lmms-lab/RefCOCO", frozenset(QUESTIONS.split()), _question_rows),
     Mirror("moondream/refcoco-m", frozenset(["image", "image_id", "file_name", "samples"]), _cleaned_rows),
 )
 
 
-def _row(ref_id, split, image: dict, annotations: list[dict], sentences: list[dict], picture: dict | None = None):
-    """A row of ours, with the bytes of its embedded picture."""
-    row = row_without_image(ref_id=ref_id, split=split, image=image, annotations=annotations, sentences=sentences)
-    if picture is not None:
-        row["image"] = {"bytes": picture["bytes"], "path": None}
-    return row
+def _row(ref_id, split, record: dict, annotation: dict, sentences: list[dict], image: dict | None = None) -> dict:
+    """A row of ours, with the bytes of its embedded image."""
+    row = row_without_image(ref_id=ref_id, split=split, image=record, annotations=[annotation], sentences=sentences)
+    return row if image is None else row | {"image": {"bytes": image["bytes"], "path": None}}
 
 
-def _size_of(picture: dict, number: int) -> dict[str, int]:
-    height, width = picture_size(picture["bytes"], f"the picture of row {number}")
+def _size_of(image: dict, number: int) -> dict[str, int]:
+    height, width = image_size(image["bytes"], f"the image of row {number}")
     return {"height": height, "width": width}
 
 

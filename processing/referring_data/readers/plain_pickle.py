@@ -1,7 +1,7 @@
 """Pickles of lists, dicts, strings and numbers, as the official refs files are: read without trusting them.
 
-Refusing what would be imported does not stop a file that only asks for memory or time. So the opcodes are looked at
-first, one by one, and nothing is built before all of them are known to be harmless. Format: Python's own `pickletools`.
+A file that imports nothing can still ask for endless memory or time. So all opcodes are checked first, one by one, and
+nothing is built before all of them are known to be harmless. The format is described in Python's `pickletools`.
 """
 
 import functools
@@ -18,9 +18,9 @@ MOST_STACKED = 100_000  # objects waiting to be put into another: Python's pickl
 MOST_MARKS = 1_000
 MOST_INTEGER_BITS = 64
 MOST_LEVELS = 100  # of lists and dicts in each other; a refs file has 5
-FEWEST_BYTES = 8  # of a pickle for each list and dict: an empty one is 1 there and 80 in memory
+FEWEST_BYTES = 8  # that a pickle has for each list and dict; an empty one can take 1 byte there, and 80 in memory
 
-# No tuples: as a key, one of 60 levels that share their halves takes longer to hash than anybody waits.
+# Tuples are not allowed. A tuple can be the key of a dict, and one of 60 levels that share parts is hashed for hours.
 _ALLOWED = """
     PROTO FRAME STOP MARK NONE NEWTRUE NEWFALSE INT BININT BININT1 BININT2 LONG LONG1 LONG4 FLOAT BINFLOAT
     STRING BINSTRING SHORT_BINSTRING UNICODE SHORT_BINUNICODE BINUNICODE BINUNICODE8
@@ -75,7 +75,7 @@ def read_plain_pickle(data: bytes, name: str):
 
 
 def check_opcodes(data: bytes, name: str) -> None:
-    """Raise, as `read_plain_pickle` does, unless every opcode of `data` is known and bounded. Nothing is built."""
+    """Check every opcode of `data`; nothing is built. Errors as of `read_plain_pickle`."""
     if len(data) > MOST_BYTES:
         raise _unsafe(name, f"has {len(data):,} bytes, more than {MOST_BYTES:,}")
     stack, marks, containers = bytearray(), [], 0  # of each stacked object, what is known
@@ -109,7 +109,7 @@ def check_opcodes(data: bytes, name: str) -> None:
                 raise _unsafe(name, f"asks for {kind} {'' if argument is None else argument}")
             else:
                 bottom = marks.pop() if kind in _ENDS_AT_MARK else len(stack)
-                # Numbers can be chosen so that a dict of them takes hours; text cannot, without Python's secret.
+                # A dict of chosen numbers as keys takes hours to build. Python hashes text with a secret: it is safe.
                 keys = stack[-2:-1] if kind == "SETITEM" else stack[bottom::2] if kind in ("SETITEMS", "DICT") else b""
                 if _OTHER in keys:
                     raise _unsafe(name, "has a dict with a key that is no string")
@@ -144,7 +144,7 @@ def _opcodes(data: bytes):
 
 
 def _check_levels(value, most: int, name: str) -> None:
-    """Refuse lists and dicts put into each other again and again: small here, without end for whoever walks through."""
+    """Refuse lists and dicts that contain each other again and again: a small file would hold endless values."""
     level, num_values, num_levels = [value] if isinstance(value, list | dict) else [], 0, 0
     while level:
         num_values += sum(map(len, level))  # no more than bytes, as long as none is in two places
@@ -156,7 +156,7 @@ def _check_levels(value, most: int, name: str) -> None:
 
 
 class _PlainUnpickler(pickle.Unpickler):
-    """A second lock behind `check_opcodes`: no name is looked up, whatever the opcodes."""
+    """A second guard after `check_opcodes`: no name is ever looked up."""
 
     def find_class(self, module, name):
         raise UnsafePickleError(f"The pickle asks for {module}.{name}. Nothing was run.")

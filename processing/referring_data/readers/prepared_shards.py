@@ -1,4 +1,4 @@
-"""Prepared data: Parquet shards with the pictures inside, each picture written once however many rows it has.
+"""Prepared data: Parquet shards with the images inside, each image written once however many rows it has.
 
     folder/prepared.json                        which data, how many shards and rows; written first
     folder/data/train-00000-of-00008.parquet    and so on, for every split
@@ -8,46 +8,44 @@ moved, and uploaded to the Hub as it is.
 """
 
 import hashlib
-import io
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import datasets
 import pyarrow as pa
 import pyarrow.parquet as pq
-from PIL import Image
 from tqdm import tqdm
 
 from m3dec.processing.referring_data.sampling import references_by_image
 from m3dec.processing.referring_data.schema import REFERRING_FEATURES, ReferringDataError, area_of_mask
 
-from .pictures import check_picture_size
-from .refer_files import is_split_name
-from .tables import bytes_of, undecoded_pictures, with_pictures_inside
+from .coco_records import is_split_name
+from .images import check_image
+from .tables import bytes_of, undecoded_images, with_images_inside
 
 MANIFEST = "prepared.json"
-ROW_GROUP_BYTES = 32 * 2**20  # of pictures; what a reader holds in memory at once
+ROW_GROUP_BYTES = 32 * 2**20  # of images; what a reader holds in memory at once
 
 
 def write_prepared(splits: datasets.DatasetDict, folder: str | Path, num_shards: int = 8, source: str = "") -> Path:
-    """Write every split of `splits` as `num_shards` Parquet files with the pictures inside.
+    """Write every split of `splits` as `num_shards` Parquet files with the images inside.
 
-    Rows are sorted by picture. At least as many shards as processes that will read them are of use; a split of fewer
-    pictures gets one a picture.
+    Rows are sorted by image. Choose at least as many shards as processes will read them. A split of fewer images than
+    shards gets one shard for each image.
 
     Args:
         splits: tables with `REFERRING_FEATURES`.
-        folder: of the shards; may hold a part of the same, which is kept.
-        num_shards: a split.
-        source: what the data are, a line for the manifest.
+        folder: of the shards. Shards of the same data that it holds already are kept.
+        num_shards: the number of shards of each split.
+        source: a line for the manifest that says what the data are.
 
     Returns:
         `folder`.
 
     Raises:
-        ReferringDataError: a picture is damaged or not of its annotations' size; or the folder holds other data.
+        ReferringDataError: an image is damaged or not of its annotations' size; or the folder holds other data.
     """
     for split in splits:
         if not is_split_name(split):
@@ -67,7 +65,7 @@ def write_prepared(splits: datasets.DatasetDict, folder: str | Path, num_shards:
         "contents": {split: digest_of_contents(table) for split, table in splits.items()},
         "rows": {split: [sum(map(len, shard)) for shard in parts] for split, parts in shards.items()},
     }
-    _claim(folder, manifest)
+    _write_manifest(folder, manifest)
     names = {
         (split, number): f"data/{split}-{number:05d}-of-{len(parts):05d}.parquet"
         for split, parts in shards.items()
@@ -91,11 +89,11 @@ def read_prepared(root: str | Path, streaming: bool = False) -> datasets.Dataset
 
     Raises:
         FileNotFoundError: the folder was not prepared.
-        ReferringDataError: shards are missing, as when the preparation was stopped, or have lost rows.
+        ReferringDataError: shards are missing, for instance because the preparation was stopped, or have lost rows.
     """
     files = prepared_files(root)
     splits = datasets.load_dataset("parquet", data_files=files, features=REFERRING_FEATURES, streaming=streaming)
-    return type(splits)({split: with_pictures_inside(table, str(root)) for split, table in splits.items()})
+    return type(splits)({split: with_images_inside(table, str(root)) for split, table in splits.items()})
 
 
 def prepared_files(root: str | Path) -> dict[str, list[str]]:
@@ -124,43 +122,52 @@ def prepared_files(root: str | Path) -> dict[str, list[str]]:
 
 
 def digest_of_contents(table: datasets.Dataset) -> str:
-    """A number, in hexadecimal, that is another where a row is, or a picture: by its file's size and time, or bytes."""
+    """A hash of all rows and images. An image counts by the size and time of its file, or by its bytes."""
     digest = hashlib.sha256()
-    pictures = undecoded_pictures(table)
+    images = undecoded_images(table)
     rows = table.remove_columns("image")
     for row in tqdm(rows, desc="comparing", unit="row", disable=len(rows) < 5000):
         digest.update(json.dumps(row).encode())
     for numbers in references_by_image(table).values():
-        picture = pictures[numbers[0]]["image"]
-        stat = None if picture["bytes"] else os.stat(picture["path"])
-        digest.update(picture["bytes"] or f"{stat.st_size} {stat.st_mtime_ns}".encode())
+        image = images[numbers[0]]["image"]
+        stat = None if image["bytes"] else os.stat(image["path"])
+        digest.update(image["bytes"] or f"{stat.st_size} {stat.st_mtime_ns}".encode())
     return digest.hexdigest()
 
 
-def check_pictures(splits: datasets.DatasetDict) -> None:
-    """Look at every picture once.
+def check_images(splits: datasets.DatasetDict) -> None:
+    """Check every image once, and every mask.
 
     Raises:
         ReferringDataError: one is of another size than its annotations, or cut off, or a mask is not of its size.
     """
     for split, table in splits.items():
-        pictures = undecoded_pictures(table)
-        rows, masks = table.select_columns(["height", "width", "file_name"]), table.select_columns("mask")
         groups = list(references_by_image(table).values())
-        for numbers in tqdm(groups, desc=f"checking the pictures of {split}", unit="image"):
-            check_picture(bytes_of(pictures[numbers[0]]["image"]), **rows[numbers[0]])
-            for number in numbers:
-                check_mask(masks[number]["mask"], **rows[number])
+        progress = tqdm(groups, desc=f"checking the images of {split}", unit="image")
+        for _ in _checked_groups(table.select_columns(["image", "height", "width", "file_name", "mask"]), progress):
+            pass
 
 
-def _claim(folder: Path, manifest: dict) -> None:
-    """Write the manifest, or find the same one."""
+def _checked_groups(table: datasets.Dataset, groups: Iterable[list[int]]) -> Iterator[tuple[bytes, list[dict]]]:
+    """For each group of rows, which share an image: the image's bytes, and the rows without it. Both are checked."""
+    images, references = undecoded_images(table), table.remove_columns("image")
+    for numbers in groups:
+        data = bytes_of(images[numbers[0]]["image"])
+        rows = [references[number] for number in numbers]
+        check_image(data, rows[0]["height"], rows[0]["width"], rows[0]["file_name"])
+        for row in rows:
+            check_mask(row["mask"], row["height"], row["width"], row["file_name"])
+        yield data, rows
+
+
+def _write_manifest(folder: Path, manifest: dict) -> None:
+    """Write the manifest, unless the same one is there already."""
     path = folder / MANIFEST
     if path.exists():
         if json.loads(path.read_text(encoding="utf-8")) != manifest:
             raise ReferringDataError(
-                f"{folder} holds other data, or what these were before a change, or the same in another number of "
-                "shards. Choose another folder, or delete it."
+                f"{folder} holds other data, or these data before a change, or these data in another number of shards. "
+                "Choose another folder, or delete it."
             )
         return
     temporary = path.with_suffix(".tmp")
@@ -171,7 +178,7 @@ def _claim(folder: Path, manifest: dict) -> None:
 def _write_shard(table: datasets.Dataset, groups: list[list[int]], path: Path, progress: tqdm) -> None:
     temporary = path.with_suffix(".tmp")
     schema = REFERRING_FEATURES.arrow_schema  # with the features in its metadata
-    # A dictionary holds each picture once for all rows of its group, if it may grow to hold them all.
+    # A dictionary page holds each image once for all rows of its group. It must be allowed to grow that large.
     settings = {"use_dictionary": ["image.bytes"], "dictionary_pagesize_limit": 2**30, "compression": "zstd"}
     with open(temporary, "wb") as file, pq.ParquetWriter(file, schema, **settings) as writer:
         for rows in _row_groups(table, groups):
@@ -184,16 +191,10 @@ def _write_shard(table: datasets.Dataset, groups: list[list[int]], path: Path, p
 
 
 def _row_groups(table: datasets.Dataset, groups: list[list[int]]) -> Iterator[list[dict]]:
-    """Rows with their pictures' bytes, as many pictures at a time as fit into a row group."""
-    pictures = undecoded_pictures(table)
-    references = table.remove_columns("image")
+    """Rows with their images' bytes, as many images at a time as fit into a row group."""
     rows, size = [], 0
-    for numbers in groups:
-        data = bytes_of(pictures[numbers[0]]["image"])
-        rows += [{"image": {"bytes": data, "path": None}, **references[number]} for number in numbers]
-        check_picture(data, rows[-1]["height"], rows[-1]["width"], rows[-1]["file_name"])
-        for row in rows[-len(numbers) :]:
-            check_mask(row["mask"], row["height"], row["width"], row["file_name"])
+    for data, references in _checked_groups(table, groups):
+        rows += [{"image": {"bytes": data, "path": None}, **reference} for reference in references]
         size += len(data)
         if size > ROW_GROUP_BYTES:
             yield rows
@@ -203,32 +204,10 @@ def _row_groups(table: datasets.Dataset, groups: list[list[int]]) -> Iterator[li
 
 
 def check_mask(mask: dict, height: int, width: int, file_name: str) -> None:
-    """Refuse a mask that is broken or of another size than its picture.
-
-    Raises:
-        ReferringDataError: it is.
-    """
+    """Raise a ReferringDataError where a mask is broken or of another size than its image."""
     area_of_mask(mask)
     if list(mask["size"]) != [height, width]:
         raise ReferringDataError(
-            f"A mask has the size of its picture, but one of {file_name} is {mask['size']} and the picture "
+            f"A mask has the size of its image, but one of {file_name} is {mask['size']} and the image "
             f"{[height, width]} (height, width). Make the data again."
         )
-
-
-def check_picture(data: bytes, height: int, width: int, file_name: str) -> None:
-    """Refuse a picture that is of another size than its annotations, or cut off.
-
-    Raises:
-        ReferringDataError: it is.
-    """
-    check_picture_size(data, height, width, file_name)
-    try:
-        with Image.open(io.BytesIO(data)) as image:
-            image.draft(None, (image.width // 8, image.height // 8))  # of a JPEG an eighth is enough, and faster
-            image.load()
-    except Exception as error:  # a damaged file makes Pillow's readers raise almost anything
-        raise ReferringDataError(
-            f"Pictures are whole, but {file_name} is not: {type(error).__name__}: {error!s:.120}. Replace it, or leave "
-            "out what refers to it."
-        ) from error

@@ -25,18 +25,8 @@ TEXTURES = ("plain", "striped", "dotted")
 ATTRIBUTES = ("shape", "colour", "size", "fill", "texture")
 
 # No shape of any split has one of these pairs, except in "compositional", where every target has one.
-RESERVED_PAIRS = frozenset(
-    {
-        ("circle", "orange"),
-        ("square", "purple"),
-        ("triangle", "pink"),
-        ("star", "green"),
-        ("ring", "blue"),
-        ("cross", "red"),
-        ("moon", "yellow"),
-        ("heart", "blue"),
-    }
-)
+RESERVED_COLORS = ("orange", "purple", "pink", "green", "blue", "red", "yellow", "blue")  # in the order of SHAPES
+RESERVED_PAIRS = frozenset(zip(SHAPES, RESERVED_COLORS, strict=True))
 
 
 @dataclass

@@ -1,4 +1,4 @@
-"""A picture is found by its name below its folder, and by no name anywhere else."""
+"""An image is found by its name below its folder, and by no name anywhere else."""
 
 import logging
 
@@ -6,12 +6,12 @@ import pytest
 from PIL import Image, ImageOps
 
 from m3dec.processing.referring_data import ReferringDataError
-from m3dec.processing.referring_data.readers.pictures import MissingPicturesError, PictureFolder, picture_size
+from m3dec.processing.referring_data.readers.images import ImageFolder, MissingImagesError, image_size
 
 
 @pytest.fixture
 def root(tmp_path):
-    """A folder of pictures, with one more outside of it."""
+    """A folder of images, with one more outside of it."""
     (tmp_path / "pictures" / "below").mkdir(parents=True)
     (tmp_path / "outside").mkdir()
     for name in ("pictures/a.jpg", "pictures/below/b.jpg", "outside/secret.jpg", "secret.jpg"):
@@ -19,15 +19,15 @@ def root(tmp_path):
     return tmp_path / "pictures"
 
 
-def test_a_picture_is_found_in_the_folder_and_below_it(root):
-    folder = PictureFolder(root)
+def test_an_image_is_found_in_the_folder_and_below_it(root):
+    folder = ImageFolder(root)
     assert folder.find("a.jpg") == str(root / "a.jpg")
     assert folder.find("below/b.jpg") == str(root / "below" / "b.jpg")
 
 
 @pytest.mark.parametrize("name", ["c.jpg", "below", "below/a.jpg", "A.jpeg", "a.jpg/b.jpg", "x" * 5_000, "a..jpg"])
 def test_what_is_no_file_there_is_not_found(root, name):
-    assert PictureFolder(root).find(name) is None
+    assert ImageFolder(root).find(name) is None
 
 
 @pytest.mark.parametrize(
@@ -63,19 +63,19 @@ def test_a_name_that_leads_out_is_refused(root, name):
     if isinstance(name, str):
         name = name.replace("{outside}", str(root.parent / "outside"))
     with pytest.raises(ReferringDataError, match="an annotation names"):
-        PictureFolder(root).find(name)
+        ImageFolder(root).find(name)
 
 
 def test_a_name_that_leads_out_is_refused_by_find_all_too(root):
     for on_missing in ("error", "skip"):
         with pytest.raises(ReferringDataError, match="an annotation names"):
-            PictureFolder(root).find_all(["a.jpg", "../secret.jpg"], on_missing)
+            ImageFolder(root).find_all(["a.jpg", "../secret.jpg"], on_missing)
 
 
 @pytest.mark.parametrize("name", [None, 7, ["a.jpg"], {"path": "a.jpg"}], ids=repr)
 def test_a_name_that_is_no_text_is_refused_by_find_all_too(root, name):
     with pytest.raises(ReferringDataError, match="an annotation names"):
-        PictureFolder(root).find_all(["a.jpg", name])
+        ImageFolder(root).find_all(["a.jpg", name])
 
 
 def test_a_link_that_leaves_the_folder_is_refused(root):
@@ -84,7 +84,7 @@ def test_a_link_that_leaves_the_folder_is_refused(root):
     (root / "folder").symlink_to(root.parent / "outside")
     (root / "below" / "up").symlink_to("../..")
     (root / "twice.jpg").symlink_to("file.jpg")
-    folder = PictureFolder(root)
+    folder = ImageFolder(root)
     for name in ("file.jpg", "relative.jpg", "folder/secret.jpg", "below/up/secret.jpg", "twice.jpg"):
         with pytest.raises(ReferringDataError, match="links that leave it"):
             folder.find(name)
@@ -95,14 +95,14 @@ def test_a_link_into_a_folder_of_a_longer_name_leaves_the_folder(root):
     (root.parent / "pictures and more" / "c.jpg").write_bytes(b"picture")
     (root / "c.jpg").symlink_to(root.parent / "pictures and more" / "c.jpg")
     with pytest.raises(ReferringDataError):
-        PictureFolder(root).find("c.jpg")
+        ImageFolder(root).find("c.jpg")
 
 
 def test_a_link_that_stays_inside_is_followed(root):
     (root / "again.jpg").symlink_to("below/b.jpg")
     (root / "other").symlink_to("below")
     (root / "below" / "up.jpg").symlink_to("../a.jpg")
-    folder = PictureFolder(root)
+    folder = ImageFolder(root)
     for name in ("again.jpg", "other/b.jpg", "below/up.jpg"):
         assert folder.find(name) == str(root / name)
 
@@ -110,14 +110,14 @@ def test_a_link_that_stays_inside_is_followed(root):
 def test_a_link_to_nothing_and_one_to_itself_are_not_found(root):
     (root / "nothing.jpg").symlink_to("c.jpg")
     (root / "itself.jpg").symlink_to("itself.jpg")
-    folder = PictureFolder(root)
+    folder = ImageFolder(root)
     assert folder.find("nothing.jpg") is folder.find("itself.jpg") is None
 
 
 def test_the_folder_itself_may_be_a_link(root):
     link = root.parent / "link"
     link.symlink_to(root)
-    folder = PictureFolder(link)
+    folder = ImageFolder(link)
     assert folder.find("below/b.jpg") == str(link / "below" / "b.jpg")
     (root / "file.jpg").symlink_to(root.parent / "secret.jpg")
     with pytest.raises(ReferringDataError):
@@ -126,7 +126,7 @@ def test_the_folder_itself_may_be_a_link(root):
 
 def test_a_relative_folder_is_found_from_anywhere_later(root, monkeypatch):
     monkeypatch.chdir(root.parent)
-    folder = PictureFolder("pictures")
+    folder = ImageFolder("pictures")
     monkeypatch.chdir(root)
     assert folder.find("a.jpg") == str(root / "a.jpg")
 
@@ -138,9 +138,9 @@ def test_a_relative_folder_is_found_from_anywhere_later(root, monkeypatch):
         ("000000581857.jpg", "COCO_train2014_000000581857.jpg"),
     ],
 )
-def test_a_picture_of_coco_is_found_by_its_name_of_the_other_year(root, there, asked):
+def test_an_image_of_coco_is_found_by_its_name_of_the_other_year(root, there, asked):
     (root / there).write_bytes(b"picture")
-    folder = PictureFolder(root)
+    folder = ImageFolder(root)
     assert folder.find(asked) == folder.find(there) == str(root / there)
     assert folder.find(asked.replace("581857", "581858")) is None
     (root / asked).write_bytes(b"picture")
@@ -150,58 +150,56 @@ def test_a_picture_of_coco_is_found_by_its_name_of_the_other_year(root, there, a
 def test_a_link_by_the_name_of_the_other_year_may_not_leave_the_folder(root):
     (root / "000000581857.jpg").symlink_to(root.parent / "secret.jpg")
     with pytest.raises(ReferringDataError):
-        PictureFolder(root).find("COCO_train2014_000000581857.jpg")
+        ImageFolder(root).find("COCO_train2014_000000581857.jpg")
 
 
 @pytest.mark.parametrize("asked", ["COCO_val2014_000000581857.jpg", "581857.jpg", "x000000581857.jpg"])
 def test_other_names_have_no_other_year(root, asked):
     (root / "000000581857.jpg").write_bytes(b"picture")
     (root / "COCO_train2014_581857.jpg").write_bytes(b"picture")
-    assert PictureFolder(root).find(asked) is None
+    assert ImageFolder(root).find(asked) is None
 
 
-def test_missing_pictures_are_an_error_that_has_all_their_names(root):
+def test_missing_images_are_an_error_that_has_all_their_names(root):
     missing = [f"{number:02d}.jpg" for number in range(23)]
-    with pytest.raises(
-        MissingPicturesError, match=r"23 of 24 pictures .*00\.jpg, 01\.jpg, 02\.jpg\. Complete"
-    ) as caught:
-        PictureFolder(root).find_all(["a.jpg", *reversed(missing), "a.jpg", "05.jpg"])
+    with pytest.raises(MissingImagesError, match=r"23 of 24 images .*00\.jpg, 01\.jpg, 02\.jpg\. Complete") as caught:
+        ImageFolder(root).find_all(["a.jpg", *reversed(missing), "a.jpg", "05.jpg"])
     assert caught.value.names == missing
     assert isinstance(caught.value, FileNotFoundError)
 
 
-def test_missing_pictures_may_be_left_out_with_a_warning_that_lists_them(root, caplog):
+def test_missing_images_may_be_left_out_with_a_warning_that_lists_them(root, caplog):
     missing = [f"{number:02d}.jpg" for number in range(23)]
     with caplog.at_level(logging.WARNING):
-        found = PictureFolder(root).find_all([*missing, "a.jpg", "below/b.jpg"], "skip")
+        found = ImageFolder(root).find_all([*missing, "a.jpg", "below/b.jpg"], "skip")
     assert found == {"a.jpg": str(root / "a.jpg"), "below/b.jpg": str(root / "below" / "b.jpg")}
     (record,) = caplog.records
-    assert "23 of 25 pictures" in record.getMessage()
+    assert "23 of 25 images" in record.getMessage()
     assert ", ".join(missing[:20]) + " and 3 more" in record.getMessage()
 
 
-def test_where_all_pictures_are_there_nothing_is_said(root, caplog):
-    assert PictureFolder(root).find_all(["a.jpg", "a.jpg"], "skip") == {"a.jpg": str(root / "a.jpg")}
-    assert PictureFolder(root).find_all([]) == {}
+def test_where_all_images_are_there_nothing_is_said(root, caplog):
+    assert ImageFolder(root).find_all(["a.jpg", "a.jpg"], "skip") == {"a.jpg": str(root / "a.jpg")}
+    assert ImageFolder(root).find_all([]) == {}
     assert caplog.records == []
 
 
-def test_another_word_for_what_to_do_with_missing_pictures_is_an_error(root):
+def test_another_word_for_what_to_do_with_missing_images_is_an_error(root):
     with pytest.raises(ValueError, match="'error' or 'skip', but it is 'ignore'"):
-        PictureFolder(root).find_all(["a.jpg"], "ignore")
+        ImageFolder(root).find_all(["a.jpg"], "ignore")
 
 
 @pytest.mark.parametrize("name", ["nowhere", "pictures/a.jpg"])
 def test_a_folder_that_is_none_is_an_error(root, name):
     with pytest.raises(FileNotFoundError, match=rf"{name}, which is not a folder"):
-        PictureFolder(root.parent / name)
+        ImageFolder(root.parent / name)
 
 
 @pytest.mark.parametrize("suffix", ["jpg", "png", "webp", "tif"])
 @pytest.mark.parametrize("orientation", [1, 3, 6, 8, 9, 90])
-def test_the_size_of_a_picture_is_that_of_the_picture_as_it_is_read(suffix, orientation, tmp_path):
+def test_the_size_of_an_image_is_that_of_the_image_as_it_is_read(suffix, orientation, tmp_path):
     exif = Image.Exif()
     exif[0x0112] = orientation
     Image.new("RGB", (30, 20)).save(tmp_path / f"a.{suffix}", exif=exif)
     with Image.open(tmp_path / f"a.{suffix}") as image:
-        assert picture_size(str(tmp_path / f"a.{suffix}"), "a") == ImageOps.exif_transpose(image).size[::-1]
+        assert image_size(str(tmp_path / f"a.{suffix}"), "a") == ImageOps.exif_transpose(image).size[::-1]

@@ -1,4 +1,4 @@
-"""The pictures that annotations name, found in one folder and never outside of it."""
+"""The images that annotations name, found in one folder and never outside of it."""
 
 import functools
 import io
@@ -15,22 +15,25 @@ from m3dec.processing.referring_data.schema import ReferringDataError
 logger = logging.getLogger(__name__)
 
 
-class MissingPicturesError(FileNotFoundError):
-    """Pictures that annotations name are not there. `names` has all of them."""
+class MissingImagesError(FileNotFoundError):
+    """Images that annotations name are not there. `names` has all of them."""
 
     def __init__(self, names: list[str], total: int, root: Path):
         super().__init__(
-            f"{len(names)} of {total} pictures are not in {root}, such as {', '.join(names[:3])}. Complete the folder, "
+            f"{len(names)} of {total} images are not in {root}, such as {', '.join(names[:3])}. Complete the folder, "
             "pass another image_root, or leave their references out by on_missing='skip'."
         )
         self.names = names
 
 
-class PictureFolder:
-    """A folder of pictures.
+MissingPicturesError = MissingImagesError  # another name of it, which programs may catch
+
+
+class ImageFolder:
+    """A folder of images.
 
     Args:
-        root: the folder. COCO's pictures are found by their names of 2014 and of 2017 alike.
+        root: the folder. COCO's images are found by their names of 2014 and of 2017 alike.
 
     Raises:
         FileNotFoundError: it is not a folder.
@@ -39,17 +42,17 @@ class PictureFolder:
     def __init__(self, root: str | Path):
         self.root = Path(root).absolute()
         if not self.root.is_dir():
-            raise FileNotFoundError(f"Pictures are read from {root}, which is not a folder. Pass image_root=…")
+            raise FileNotFoundError(f"Images are read from {root}, which is not a folder. Pass image_root=…")
         self._real_root = os.path.realpath(self.root)
         self._is_inside = functools.cache(self._is_inside)
 
     def find(self, name: str) -> str | None:
-        """The path of the picture `name`, which may stand in a folder below the root; None where there is none.
+        """The path of the image `name`, which may be in a folder below the root; None where there is none.
 
         Raises:
             ReferringDataError: the name leads out of the folder: absolute, through "..", or by a link.
         """
-        if not isinstance(name, str) or not name or "\0" in name or "\\" in name or ":" in name:
+        if not isinstance(name, str) or not name or set(name) & set("\0\\:"):
             raise self._unsafe(name)
         if name.startswith("/") or ".." in name.split("/"):
             raise self._unsafe(name)
@@ -63,14 +66,14 @@ class PictureFolder:
         return None
 
     def find_all(self, names: Iterable[str], on_missing: str = "error") -> dict[str, str]:
-        """The paths of pictures by their names.
+        """The paths of images by their names.
 
         Args:
             names: may repeat.
-            on_missing: "error", or "skip" to leave those that are not there out, with a warning that lists them.
+            on_missing: "error", or "skip" to leave missing images out, with a warning that lists them.
 
         Raises:
-            MissingPicturesError: some are not there and on_missing is "error".
+            MissingImagesError: images are missing and on_missing is "error".
             ReferringDataError: a name leads out of the folder.
         """
         if on_missing not in ("error", "skip"):
@@ -82,16 +85,12 @@ class PictureFolder:
         paths = {name: self.find(name) for name in dict.fromkeys(names)}
         missing = sorted(name for name, path in paths.items() if path is None)
         if missing and on_missing == "error":
-            raise MissingPicturesError(missing, len(paths), self.root)
+            raise MissingImagesError(missing, len(paths), self.root)
         if missing:
             listed = ", ".join(missing[:20]) + (f" and {len(missing) - 20} more" if len(missing) > 20 else "")
             logger.warning(
-                "%d of %d pictures are not in %s; what refers to them is left out: %s. on_missing='error' raises a "
-                "MissingPicturesError whose `names` has them all.",
-                len(missing),
-                len(paths),
-                self.root,
-                listed,
+                f"{len(missing)} of {len(paths)} images are not in {self.root}; what refers to them is left out: "
+                f"{listed}. on_missing='error' raises a MissingImagesError whose `names` has them all."
             )
         return {name: path for name, path in paths.items() if path is not None}
 
@@ -100,49 +99,61 @@ class PictureFolder:
 
     def _unsafe(self, name) -> ReferringDataError:
         return ReferringDataError(
-            f"A picture is named by a path below the folder of the pictures ({self.root}), without '..', '\\', ':' and "
+            f"An image is named by a path below the folder of the images ({self.root}), without '..', '\\', ':' and "
             f"links that leave it, but an annotation names {name!r:.80}. Do not use the file, or correct the name."
         )
 
 
 def names_of(name: str) -> list[str]:
-    """`name`, and what the same picture of COCO's training set is called in the other year's release."""
+    """`name`, and what the same image of COCO's training set is called in the other year's release."""
     if match := re.fullmatch(r"COCO_train2014_(\d{12}\.jpg)", name):
         return [name, match[1]]
     return [name, f"COCO_train2014_{name}"] if re.fullmatch(r"\d{12}\.jpg", name) else [name]
 
 
-def picture_size(source: str | bytes, name: str) -> tuple[int, int]:
-    """(height, width) of a picture as it is displayed, from the head of its file.
+def image_size(source: str | bytes, name: str) -> tuple[int, int]:
+    """(height, width) of an image as it is displayed, from the head of its file.
 
     Args:
         source: its path, or all its bytes.
         name: what an error calls it.
 
     Raises:
-        ReferringDataError: it is no picture, or claims more pixels than Pillow opens.
+        ReferringDataError: it is no image, or claims more pixels than Pillow opens.
     """
     try:
         with Image.open(source if isinstance(source, str) else io.BytesIO(source)) as image:
             orientation = image.getexif().get(ExifTags.Base.Orientation)
-            turned = orientation in (5, 6, 7, 8) and image.format != "TIFF"  # whose size is as it is displayed
+            turned = orientation in (5, 6, 7, 8) and image.format != "TIFF"  # Pillow has turned a TIFF's size already
             return image.size if turned else image.size[::-1]
     except Exception as error:  # a damaged file makes Pillow's readers raise almost anything
-        raise ReferringDataError(
-            f"Pictures are files that Pillow opens, but {name} is not: {type(error).__name__}: {error!s:.120}. Replace "
-            "it, or leave out what refers to it."
-        ) from error
+        raise no_image(name, error) from error
 
 
-def check_picture_size(source: str | bytes, height: int, width: int, name: str) -> None:
-    """Refuse a picture that is not of the size its annotations are for.
-
-    Raises:
-        ReferringDataError: it is of another size, or no picture.
-    """
-    size = picture_size(source, name)
+def check_image_size(source: str | bytes, height: int, width: int, name: str) -> None:
+    """Raise a ReferringDataError where an image is not of the size its annotations are for, or is no image."""
+    size = image_size(source, name)
     if size != (height, width):
         raise ReferringDataError(
-            f"A picture has the size its annotations say, but {name} is {size} and its annotations are for "
-            f"{(height, width)} (height, width). Is it another version of the picture, or turned by a camera's flag?"
+            f"An image has the size its annotations say, but {name} is {size} and its annotations are for "
+            f"{(height, width)} (height, width). Is it another version of the image, or turned by a camera's flag?"
         )
+
+
+def check_image(data: bytes, height: int, width: int, file_name: str) -> None:
+    """As `check_image_size`, of all bytes of a file; an image that is cut off is refused too."""
+    check_image_size(data, height, width, file_name)
+    try:
+        with Image.open(io.BytesIO(data)) as image:
+            image.draft(None, (image.width // 8, image.height // 8))  # an eighth of a JPEG is enough, and faster
+            image.load()
+    except Exception as error:  # a damaged file makes Pillow's readers raise almost anything
+        raise no_image(file_name, error) from error
+
+
+def no_image(name: str, error: Exception) -> ReferringDataError:
+    """The error for a file that Pillow cannot open or read to its end."""
+    return ReferringDataError(
+        f"Images are whole files that Pillow opens, but {name} is not: {type(error).__name__}: {error!s:.120}. Replace "
+        "it, or leave out what refers to it."
+    )
