@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from m3dec.examples import study
-from m3dec.examples.study import PAPER, TABLES, verdict
+from m3dec.examples.study import PAPER, TABLES, difference
 from m3dec.examples.training.recipe import RECIPES
 
 TRAINING = """
@@ -92,9 +92,9 @@ def test_a_study_that_is_refused_changes_nothing_of_the_one_that_is_there(run, t
     assert {path: path.read_bytes() for path in (tmp_path / "study").rglob("*") if path.is_file()} == before
 
 
-def test_the_rows_are_claimed_before_the_first_is_trained(run, tmp_path, monkeypatch):
+def test_the_recipe_of_every_run_is_written_before_the_first_is_trained(run, tmp_path, monkeypatch):
     rows = []
-    monkeypatch.setattr(study, "train_row", lambda *row: rows.append(sorted(tmp_path.glob("study/*/row.yaml"))))
+    monkeypatch.setattr(study, "train_run", lambda *row: rows.append(sorted(tmp_path.glob("study/*/row.yaml"))))
     with pytest.raises(SystemExit, match="Without a result"):
         run("--tables", "3")
     assert [len(found) for found in rows] == [6] * 6
@@ -117,22 +117,22 @@ def test_one_seed_for_all_runs_is_refused(run):
         run("--tables", "3", "--seed", "5")
 
 
-def test_a_language_blind_row_without_expressions_to_deal_out_is_refused(run):
+def test_a_language_blind_row_without_several_expressions_an_image_is_refused(run):
     with pytest.raises(SystemExit, match="expressions_per_image is at least 2"):
         run("--tables", "blind")
 
 
 def test_a_difference_within_the_spread_of_the_seeds_is_undecided():
-    assert verdict([0.50, 0.52], [0.52, 0.54]) == "undecided"
-    assert verdict([0.50, 0.51], [0.55, 0.56]) == "-5.00"
-    assert verdict([0.40], [0.55, 0.56]).startswith("undecided")
+    assert difference([0.50, 0.52], [0.52, 0.54]) == "undecided"
+    assert difference([0.50, 0.51], [0.55, 0.56]) == "-5.00"
+    assert difference([0.40], [0.55, 0.56]).startswith("undecided")
 
 
 def test_every_cell_of_the_papers_tables_has_its_figure_and_its_recipe():
     for key in ("1", "2", "3"):
-        for names in TABLES[key].lines.values():
+        for names in TABLES[key]["rows"].values():
             for name in names:
-                assert len(PAPER[name]) >= len(TABLES[key].scores)
+                assert len(PAPER[name]) >= len(TABLES[key]["scores"])
                 assert name == "ours" or (RECIPES / "tables" / f"{name}.yaml").exists()
 
 
