@@ -25,7 +25,7 @@ def test_the_benchmark_measures_every_part():
 
 
 @pytest.mark.slow
-def test_a_set_of_refcocos_size_is_read_in_200_mb_and_stored_in_little_more_than_its_pictures():
+def test_a_set_of_refcocos_size_is_read_in_200_mb_and_stored_in_little_more_than_its_images():
     figures = measured("--loader_images", "16", "--repeats", "1")["large set"]
     check(figures, 42_404, 120_624)
     assert all(figures[part]["grown, MB"] < 200 for part in ("from cache", "prepared, from cache"))

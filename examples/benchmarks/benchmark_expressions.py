@@ -9,17 +9,20 @@ ways' pixel counts differ by.
 """
 
 import tempfile
-import time
-from argparse import ArgumentParser
+from dataclasses import dataclass
 
 import datasets
 import torch
 from accelerate import Accelerator
+from transformers import HfArgumentParser
+from transformers.hf_argparser import HfArg
 
 from m3dec import M3DecConfig, M3DecForImageSegmentation, M3DecProcessor
+from m3dec.examples.benchmarks.timing import by_turns
 from m3dec.examples.evaluation.loop import evaluate
 from m3dec.hub import SHIPPED_CHECKPOINT
 from m3dec.processing.referring_data import load_referring_dataset
+from m3dec.processing.referring_data.sampling import references_by_image
 from m3dec.processing.referring_data.scenes import write_scenes
 from m3dec.processing.referring_data.schema import decode_mask
 from m3dec.processing.referring_iou import intersection_and_union
@@ -28,64 +31,60 @@ EXPRESSIONS = 8
 EXPRESSIONS_OF_A_SCENE = 7
 
 
+@dataclass
+class BenchmarkArguments:
+    rounds: int = 3
+    images: int = HfArg(default=24, help="Scenes to evaluate the shipped model on.")
+    paper_images: int = HfArg(default=2, help="Scenes to evaluate the paper's model on.")
+
+
 def main():
-    parser = ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--images", type=int, default=24, help="scenes to evaluate the shipped model on")
-    parser.add_argument("--paper_images", type=int, default=2, help="scenes to evaluate the paper's model on")
-    arguments = parser.parse_args()
+    (arguments,) = HfArgumentParser(BenchmarkArguments).parse_args_into_dataclasses()
     processor = M3DecProcessor.from_pretrained(SHIPPED_CHECKPOINT)
     paper = M3DecForImageSegmentation(M3DecConfig(vocab_size=len(processor.tokenizer))).eval()
     shipped = M3DecForImageSegmentation.from_pretrained(SHIPPED_CHECKPOINT).eval()
     print(f"{torch.get_num_threads()} threads, float32, {EXPRESSIONS} expressions of 8 words about one image")
-    compare("paper, Darknet-53, 416 px", paper, arguments.rounds)
-    compare("shipped, drawn scenes", shipped, arguments.rounds)
+    compare_calls("paper, Darknet-53, 416 px", paper, arguments.rounds)
+    compare_calls("shipped, drawn scenes", shipped, arguments.rounds)
     print(f"evaluation of drawn scenes, {EXPRESSIONS_OF_A_SCENE} expressions each")
-    side = shipped.config.image_size
-    compare_evaluation("shipped, drawn scenes", shipped, processor, scenes(arguments.images, side), arguments.rounds)
-    side = paper.config.image_size
-    processor.image_processor.size = {"height": side, "width": side}
-    compare_evaluation("paper, Darknet-53, 416 px", paper, processor, scenes(arguments.paper_images, side), rounds=1)
+    with tempfile.TemporaryDirectory() as folder:
+        dataset = scenes(f"{folder}/shipped", arguments.images, shipped.config.image_size)
+        compare_evaluation("shipped, drawn scenes", shipped, processor, dataset, arguments.rounds)
+        side = paper.config.image_size
+        processor.image_processor.size = {"height": side, "width": side}
+        dataset = scenes(f"{folder}/paper", arguments.paper_images, side)
+        compare_evaluation("paper, Darknet-53, 416 px", paper, processor, dataset, rounds=1)
 
 
 @torch.inference_mode()
-def compare(name: str, model: M3DecForImageSegmentation, rounds: int) -> None:
-    size = model.config.image_size
-    pixel_values = torch.randn(1, 3, size, size)
+def compare_calls(name: str, model: M3DecForImageSegmentation, rounds: int) -> None:
+    pixel_values = torch.randn(1, 3, model.config.image_size, model.config.image_size)
     input_ids = torch.randint(2, model.config.vocab_size, (EXPRESSIONS, 8))
-    together, alone = [], []
-    for _ in range(rounds):
-        start = time.perf_counter()
-        model(pixel_values, input_ids)
-        together.append(time.perf_counter() - start)
-        start = time.perf_counter()
-        for expression in input_ids:
-            model(pixel_values, expression[None])
-        alone.append(time.perf_counter() - start)
-    print(
-        f"{name}: {min(together):.3f} s together, {min(alone):.3f} s one by one, ratio {min(together) / min(alone):.2f}"
-    )
+    calls = {
+        "together": lambda: model(pixel_values, input_ids),
+        "alone": lambda: [model(pixel_values, expression[None]) for expression in input_ids],
+    }
+    together, alone = (min(times) for times in by_turns(calls, rounds)[0].values())
+    print(f"{name}: {together:.3f} s together, {alone:.3f} s one by one, ratio {together / alone:.2f}")
 
 
 def compare_evaluation(name: str, model, processor, dataset: datasets.Dataset, rounds: int) -> None:
     """Time both ways in turn, and tell by how many pixels their counts differ."""
     accelerator = Accelerator(cpu=True)
-    together, alone = [], []
-    for _ in range(rounds):
-        start = time.perf_counter()
-        results = evaluate(model, processor, dataset, accelerator)
-        together.append(time.perf_counter() - start)
-        start = time.perf_counter()
-        pairs = one_by_one(model, processor, dataset)
-        alone.append(time.perf_counter() - start)
+    calls = {
+        "together": lambda: evaluate(model, processor, dataset, accelerator),
+        "alone": lambda: one_by_one(model, processor, dataset),
+    }
+    seconds, answers = by_turns(calls, rounds)
+    results, (together, alone) = answers["together"], (min(times) for times in seconds.values())
     pixels = [
         max(abs(result.intersection - intersection), abs(result.union - union))
-        for result, (intersection, union) in zip(results, pairs, strict=True)
+        for result, (intersection, union) in zip(results, answers["alone"], strict=True)
     ]
     answered = sum(result.predicted > 0 for result in results)  # random weights may answer with nothing
     print(
-        f"{name}: {len(results)} expressions, {answered} answered with pixels, {min(together):.2f} s, "
-        f"by one call per expression {min(alone):.2f} s, {min(alone) / min(together):.2f} times as long; "
+        f"{name}: {len(results)} expressions, {answered} answered with pixels, {together:.2f} s, "
+        f"by one call per expression {alone:.2f} s, {alone / together:.2f} times as long; "
         f"{sum(map(bool, pixels))} counts differ, by {max(pixels)} pixels at most"
     )
 
@@ -104,20 +103,15 @@ def one_by_one(model, processor, dataset: datasets.Dataset, threshold: float = 0
     return [pairs[ids] for ids in sorted(pairs)]
 
 
-def scenes(images: int, side: int) -> datasets.Dataset:
+def scenes(folder: str, images: int, side: int) -> datasets.Dataset:
     """Drawn scenes, `side` pixels wide, with one expression more than their six: the last one a second time."""
-    with tempfile.TemporaryDirectory() as folder:
-        write_scenes(folder, {"test": images}, image_size=side)
-        table = load_referring_dataset("refer", root=folder, dataset="scenes", split_by="scenes")["test"]
-        rows = table.to_list()  # with the files' bytes
-        for row, following in zip(rows, [*rows[1:], None], strict=True):
-            if following is None or following["image_id"] != row["image_id"]:
-                again = row["sentences"][-1]
-                row["sentences"].append(again | {"sent_id": -row["ref_id"] - 1})
-        for row in rows:
-            with open(row["image"]["path"], "rb") as file:
-                row["image"] = {"bytes": file.read(), "path": None}
-        return datasets.Dataset.from_list(rows, features=table.features)
+    write_scenes(folder, {"test": images}, image_size=side)
+    table = load_referring_dataset("refer", root=folder, dataset="scenes", split_by="scenes")["test"]
+    rows = table.to_list()
+    for *_, last in references_by_image(table).values():
+        row = rows[last]
+        row["sentences"].append(row["sentences"][-1] | {"sent_id": -row["ref_id"] - 1})
+    return datasets.Dataset.from_list(rows, features=table.features)
 
 
 if __name__ == "__main__":

@@ -2,32 +2,36 @@
 
     python examples/benchmarks/benchmark_onnx.py [--rounds 5] [--threads 2]
 
-For one picture with one expression and with eight, of eight words each, for the shipped model and for the paper's CNN
+For one image with one expression and with eight, of eight words each, for the shipped model and for the paper's CNN
 model (Darknet-53 at 416 pixels, random weights); both libraries with as many threads, one after the other in each
 round. "picture known" leaves the image half out: it has been asked about before.
 """
 
 import statistics
 import tempfile
-import time
-from argparse import ArgumentParser
+from dataclasses import dataclass
 from pathlib import Path
 
 import onnxruntime
 import torch
+from transformers import HfArgumentParser
 
 from m3dec import M3DecConfig, M3DecForImageSegmentation
+from m3dec.examples.benchmarks.timing import by_turns
 from m3dec.hub import SHIPPED_CHECKPOINT
 from m3dec.hub.runtimes.export_onnx import write_graphs
 
 WORDS = 8
 
 
+@dataclass
+class BenchmarkArguments:
+    rounds: int = 5
+    threads: int = 2
+
+
 def main():
-    parser = ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--threads", type=int, default=2)
-    arguments = parser.parse_args()
+    (arguments,) = HfArgumentParser(BenchmarkArguments).parse_args_into_dataclasses()
     torch.set_num_threads(arguments.threads)
     torch.manual_seed(0)
     models = {
@@ -41,15 +45,17 @@ def main():
         with tempfile.TemporaryDirectory() as folder:
             write_graphs(model.eval(), Path(folder))
             for expressions in (1, 8):
-                figures = measure(model, Path(folder), expressions, arguments.rounds, arguments.threads)
+                figures = measure(model, Path(folder), expressions, arguments)
                 print(f"| {name} | {expressions} | " + " | ".join(figures) + " |", flush=True)
 
 
 @torch.inference_mode()
-def measure(model: M3DecForImageSegmentation, folder: Path, expressions: int, rounds: int, threads: int) -> list[str]:
-    """The cells of one line: whole, then text half alone; torch, onnxruntime, and the first over the second."""
+def measure(
+    model: M3DecForImageSegmentation, folder: Path, expressions: int, arguments: BenchmarkArguments
+) -> list[str]:
+    """The cells of one line: both halves, then the text half alone; torch, onnxruntime, and their ratio."""
     options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
+    options.intra_op_num_threads = arguments.threads
     image_half, text_half = (
         onnxruntime.InferenceSession(folder / f"{half}_half.onnx", options, providers=["CPUExecutionProvider"])
         for half in ("image", "text")
@@ -60,29 +66,23 @@ def measure(model: M3DecForImageSegmentation, folder: Path, expressions: int, ro
         "input_ids": torch.randint(2, model.config.vocab_size, (expressions, WORDS)),
         "attention_mask": torch.ones(expressions, WORDS, dtype=torch.int64),
     }
-    arrays = {name: tensor.numpy() for name, tensor in words.items()}
-    times = {"torch": [], "torch, known": [], "onnx": [], "onnx, known": []}
-    for round_number in range(rounds + 1):
-        start = time.perf_counter()
-        features = model.get_image_features(pixel_values)
-        between = time.perf_counter()
-        model(image_features=features, **words)
-        end = time.perf_counter()
-        found = {"torch": end - start, "torch, known": end - between}
-        start = time.perf_counter()
-        (features,) = image_half.run(None, {"pixel_values": pixel_values.numpy()})
-        between = time.perf_counter()
-        text_half.run(None, {"image_features": features, **arrays})
-        end = time.perf_counter()
-        found |= {"onnx": end - start, "onnx, known": end - between}
-        for name, seconds in found.items():
-            if round_number > 0:  # the first one warms up
-                times[name].append(1000 * seconds / expressions)
-    cells = []
-    for known in ("", ", known"):
-        ours, theirs = statistics.median(times[f"torch{known}"]), statistics.median(times[f"onnx{known}"])
-        cells += [f"{ours:.1f}", f"{theirs:.1f}", f"{ours / theirs:.2f}"]
-    return cells
+    pixels, arrays = pixel_values.numpy(), {name: tensor.numpy() for name, tensor in words.items()}
+
+    def onnx_features():
+        return image_half.run(None, {"pixel_values": pixels})[0]
+
+    known, onnx_known = model.get_image_features(pixel_values), onnx_features()
+    calls = {
+        "torch": lambda: model(image_features=model.get_image_features(pixel_values), **words),
+        "onnx": lambda: text_half.run(None, {"image_features": onnx_features(), **arrays}),
+        "torch, known": lambda: model(image_features=known, **words),
+        "onnx, known": lambda: text_half.run(None, {"image_features": onnx_known, **arrays}),
+    }
+    by_turns(calls, rounds=1)  # warms up
+    seconds, _ = by_turns(calls, arguments.rounds)
+    whole, theirs, text, their_text = (1000 * statistics.median(s) / expressions for s in seconds.values())
+    pairs = ((whole, theirs), (text, their_text))
+    return [cell for ours, other in pairs for cell in (f"{ours:.1f}", f"{other:.1f}", f"{ours / other:.2f}")]
 
 
 if __name__ == "__main__":

@@ -17,10 +17,10 @@ import datasets
 import torch
 from accelerate import Accelerator
 from transformers import HfArgumentParser, PreTrainedTokenizerBase
+from transformers.hf_argparser import HfArg
 
 from m3dec import M3DecForImageSegmentation, M3DecProcessor
 from m3dec.examples.evaluation.loop import evaluate
-from m3dec.examples.evaluation.results import ExpressionResult
 from m3dec.processing.referring_data import load_referring_dataset
 
 STUDIES = Path(__file__).parents[1] / "studies"
@@ -28,11 +28,11 @@ STUDIES = Path(__file__).parents[1] / "studies"
 
 @dataclass
 class WordArguments:
-    model: str = field(metadata={"help": "A folder or hub name."})
+    model: str = HfArg(help="A folder or hub name.")
     data_roots: list[str] = field(metadata={"help": "Folders of prepared data."})
     split: str = "val"
-    pairs: str = field(default=str(STUDIES / "unseen_synonyms.csv"), metadata={"help": "A .csv of word,synonym."})
-    most_references: int = field(default=40, metadata={"help": "Of each pair and set, the first ones."})
+    pairs: str = HfArg(default=str(STUDIES / "unseen_synonyms.csv"), help="A .csv of word,synonym.")
+    most_references: int = HfArg(default=40, help="Of each pair and set, the first ones.")
 
 
 def main(command_line: list[str] | None = None):
@@ -47,26 +47,25 @@ def main(command_line: list[str] | None = None):
         pairs = [(row["word"], row["synonym"]) for row in csv.DictReader(file)]
     splits = [load_referring_dataset("prepared", root=root) for root in arguments.data_roots]
     tables = [tables[arguments.split] for tables in splits if arguments.split in tables]
-    accelerator, differences = Accelerator(cpu=not torch.accelerator.is_available()), []
+    accelerator, scores = Accelerator(cpu=not torch.accelerator.is_available()), []
+
+    def mean_iou(parts: list[datasets.Dataset]) -> float:
+        results = [result for part in parts for result in evaluate(model, processor, part, accelerator)]
+        return sum(result.iou for result in results) / len(results)
+
     print(f"{'word':16}{'synonym':16}{'sentences':>10}{'mIoU':>8}{'replaced':>10}{'difference':>12}")
     for word, synonym in pairs:
-        own, other = [], []
-        for table in tables:
-            asked = with_word(table, word, arguments.most_references)
-            if len(asked):
-                changed = asked.map(replaced, fn_kwargs={"word": word, "by": synonym}, features=asked.features)
-                own += evaluate(model, processor, asked, accelerator)
-                other += evaluate(model, processor, changed, accelerator)
-        if own:
-            before, after = mean_iou(own), mean_iou(other)
-            differences.append((before, after))
-            print(f"{word:16}{synonym:16}{len(own):10}{before:8.1%}{after:10.1%}{after - before:+12.1%}")
-    before, after = (sum(column) / len(differences) for column in zip(*differences, strict=True))
-    print(f"{f'mean of {len(differences)} pairs':42}{before:8.1%}{after:10.1%}{after - before:+12.1%}")
-
-
-def mean_iou(results: list[ExpressionResult]) -> float:
-    return sum(result.iou for result in results) / len(results)
+        parts = [with_word(table, word, arguments.most_references) for table in tables]
+        parts = [part for part in parts if len(part)]
+        if parts:
+            changes = {"word": word, "by": synonym}
+            changed = [part.map(replaced, fn_kwargs=changes, features=part.features) for part in parts]
+            before, after = mean_iou(parts), mean_iou(changed)
+            scores.append((before, after))
+            count = sum(len(sentences) for part in parts for sentences in part["sentences"])
+            print(f"{word:16}{synonym:16}{count:10}{before:8.1%}{after:10.1%}{after - before:+12.1%}")
+    before, after = (sum(column) / len(scores) for column in zip(*scores, strict=True))
+    print(f"{f'mean of {len(scores)} pairs':42}{before:8.1%}{after:10.1%}{after - before:+12.1%}")
 
 
 def is_one_token(tokenizer: PreTrainedTokenizerBase, word: str) -> bool:
@@ -77,30 +76,24 @@ def is_one_token(tokenizer: PreTrainedTokenizerBase, word: str) -> bool:
 
 def with_word(table: datasets.Dataset, word: str, most: int) -> datasets.Dataset:
     """The first `most` rows that mean one thing, with those of their sentences that have the word."""
-    sentences = table.select_columns(["sentences", "ann_id"])
-    rows = [
-        n for n, row in enumerate(sentences) if len(row["ann_id"]) == 1 and any(has(s, word) for s in row["sentences"])
-    ]
-    chosen = table.select(rows[:most])
-    return chosen.map(_only, fn_kwargs={"word": word}, features=chosen.features)
 
+    def having(row: dict) -> list[dict]:
+        return [s for s in row["sentences"] if re.search(rf"\b{re.escape(word)}\b", s["sent"])]
 
-def has(sentence: dict, word: str) -> bool:
-    return re.search(rf"\b{re.escape(word)}\b", sentence["sent"]) is not None
-
-
-def _only(row: dict, word: str) -> dict:
-    return {"sentences": [sentence for sentence in row["sentences"] if has(sentence, word)]}
+    columns = table.select_columns(["sentences", "ann_id"])
+    numbers = [number for number, row in enumerate(columns) if len(row["ann_id"]) == 1 and having(row)]
+    chosen = table.select(numbers[:most])
+    return chosen.map(lambda row: {"sentences": having(row)}, features=chosen.features)
 
 
 def replaced(row: dict, word: str, by: str) -> dict:
     """A row with the word replaced in all its sentences."""
     change = re.compile(rf"\b{re.escape(word)}\b")
-    sentences = [
-        {**sentence, "raw": change.sub(by, sentence["raw"]), "sent": change.sub(by, sentence["sent"])}
-        for sentence in row["sentences"]
-    ]
-    return {"sentences": sentences}
+    return {
+        "sentences": [
+            {**s, "raw": change.sub(by, s["raw"]), "sent": change.sub(by, s["sent"])} for s in row["sentences"]
+        ]
+    }
 
 
 if __name__ == "__main__":
