@@ -68,8 +68,10 @@ def write_model_card(
         first = None  # all images were measured
     kinds = {kind: scores["miou"] for kind, scores in figures.items() if kind != "all" and scores["count"]}
     recipe_text = yaml.safe_dump(recipe, sort_keys=False, allow_unicode=True).rstrip()
-    precision = mixed_precision or recipe["mixed_precision"] or "no"
-    versions = {name: importlib.metadata.version(name) for name in PACKAGES}
+    environment = {"python": platform.python_version()}
+    environment |= {name: importlib.metadata.version(name) for name in PACKAGES}
+    environment |= {"device": device, "processes": num_processes}
+    environment["mixed precision"] = mixed_precision or recipe["mixed_precision"] or "no"
     card = ModelCard.from_template(
         metadata_of(figures["all"], data, split, threshold, license_of(recipe, license)),
         template_path=str(TEMPLATE),
@@ -91,14 +93,7 @@ def write_model_card(
         recipe=recipe,
         recipe_text=recipe_text,
         fence="`" * max([3, *(len(run) + 1 for run in re.findall("`+", recipe_text))]),
-        environment={
-            "python": platform.python_version(),
-            **versions,
-            "device": device,
-            "processes": num_processes,
-            "mixed precision": precision,
-            "seed": recipe["seed"],
-        },
+        environment=environment | {"seed": recipe["seed"]},
         license=license,
         license_id=license_of(recipe, license),
     )
