@@ -111,7 +111,11 @@ def report(path: str, image: Image.Image, answers: list[dict], options: Namespac
     for file in files:
         file.parent.mkdir(parents=True, exist_ok=True)
     if files:
-        cells = [(overlay(image, answer["mask"]), f"{answer['label']} ({answer['score']:.2f})") for answer in answers]
+        found = [f"{answer['score']:.2f}" if answer["mask"].getbbox() else "nothing found" for answer in answers]
+        cells = [
+            (overlay(image, answer["mask"]), f"{answer['label']} ({what})")
+            for answer, what in zip(answers, found, strict=True)
+        ]
         contact_sheet([cells], cell_width=480).save(files[0])
     if options.json:
         return [as_json(path, answer) for answer in answers]

@@ -73,7 +73,7 @@ def _read(root, dataset, split_by, image_root, on_missing, kind, suffix) -> data
     refs, instances = folder / f"{kind}({split_by}){suffix}", folder / "instances.json"
     if not refs.is_file():
         there = sorted(path.name[len(kind) + 1 : -len(suffix) - 1] for path in folder.glob(f"{kind}(*){suffix}"))
-        advice = f"Files there: split_by={there}." if there else "There is none; is root the folder above the data set?"
+        advice = f"Files there: split_by={there}." if there else "Is root (--data_root) the folder above?"
         raise FileNotFoundError(f"The references are read from {refs}, which does not exist. {advice}")
     if not instances.is_file():
         raise FileNotFoundError(f"Masks are read from {instances}, which does not exist. Put it beside {refs.name}.")
