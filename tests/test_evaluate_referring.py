@@ -324,10 +324,10 @@ class Deaf(torch.nn.Module):
 
     def __init__(self, model):
         super().__init__()
-        self.model, self.config, self.dtype = model, model.config, model.dtype
+        self.model, self.config, self.dtype, self.device = model, model.config, model.dtype, model.device
         self.get_image_features = model.get_image_features
 
-    def forward(self, pixel_values, input_ids, attention_mask, image_index, image_features):
+    def forward(self, input_ids, attention_mask, image_index, image_features):
         first = torch.stack([(image_index == index).nonzero()[0, 0] for index in image_index])
         words, mask = input_ids[first], attention_mask[first]
         return self.model(None, words, mask, image_index, image_features=image_features)

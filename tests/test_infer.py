@@ -423,7 +423,7 @@ def test_what_cannot_be_an_input_is_said(folder, tmp_path):
     pq.write_table(pa.table({"image": ["a.png"], "caption": ["a cup"]}), tables / "0.parquet")
     caption = ("--text_column", "caption")
     for path, more, said in [
-        (empty, (), "there are 0 pictures and 0 Parquet files"),
+        (empty, (), "there are 0 images and 0 Parquet files"),
         (tmp_path / "gone", (), "gone is not there"),
         (tables, (), "no column 'sentences'; there are image, caption"),
         (tables, caption, "pass --image_root"),
