@@ -200,7 +200,7 @@ def extremes(text: str, words: list[str], rivals: list[Seen]) -> list[Seen]:
     for said, key in SIZES:
         if re.search(rf"\b({said})\b", text):
             outer = [one for one in rivals if key(one) == min(map(key, rivals))]
-            marked += outer
+            marked += outer if len(outer) < len(rivals) else []  # of equals, a word only says what is true of all
             plain.append(lambda one, outer=outer: one in outer)
     if re.search(r"\b(middle|center|between)\b", text):
         middle = [sorted(rivals, key=SIDES["left"])[len(rivals) // 2]] * (len(rivals) % 2)
