@@ -58,9 +58,11 @@ class MaskDecoder(nn.Module):
         maps = self.lay_over_pixels(kernels, pixels, word_mask)
         layers = zip([*self.convolutions, self.last_convolution], [*self.norms, None], strict=True)
         for number, (convolution, norm) in enumerate(layers):
-            if number > self.upsample_from:
-                maps = F.interpolate(maps, scale_factor=2.0)  # nearest (ours, as VLT)
-            maps = convolution(maps)
+            doubles = number > self.upsample_from
+            if doubles and isinstance(convolution, DoubledConvolution):
+                maps = convolution(maps, doubled=False)  # the doubled map is not made
+            else:  # an adapter around the convolution reads the doubled map, too
+                maps = convolution(F.interpolate(maps, scale_factor=2.0) if doubles else maps)  # nearest (ours, as VLT)
             if norm is not None:
                 maps = norm(maps).relu()  # (N, 512, h, w)  Fig. 6
         return maps.squeeze(1)  # (N, h, w)
@@ -95,9 +97,10 @@ class DoubledConvolution(nn.Conv2d):
     copies of each pixel: 4/9 of the multiplications, and under half of the time of 64 channels on a CPU.
     """
 
-    def forward(self, doubled: Tensor) -> Tensor:
-        """From maps (N, c, 2h, 2w), equal in each square of two, to (N, o, 2h, 2w)."""
-        maps = doubled[..., ::2, ::2].clone()  # so that a training step keeps a quarter of `doubled`
+    def forward(self, maps: Tensor, doubled: bool = True) -> Tensor:
+        """To (N, o, 2h, 2w), from maps (N, c, 2h, 2w), equal in each square of two, or (N, c, h, w) not `doubled`."""
+        if doubled:
+            maps = maps[..., ::2, ::2].clone()  # so that a training step keeps a quarter
         return F.conv_transpose2d(maps, doubling_kernel(self.weight), self.bias, stride=2, padding=1)
 
 
