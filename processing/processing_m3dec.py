@@ -1,5 +1,6 @@
 """Images, expressions and masks to a batch, and logits back to masks: the two ends of § III, Fig. 2."""
 
+import re
 import unicodedata
 from itertools import chain, takewhile
 from threading import Lock
@@ -18,6 +19,15 @@ logger = logging.get_logger(__name__)
 
 TOKENIZING = Lock()
 PIXELS_AT_ONCE = 2**20  # of masks in post-processing; more do not fit into a CPU's cache
+
+# Characters that show nothing, as a pattern that Python and a tokenizer read alike: Unicode's format characters (Cf),
+# variation selectors and fillers. U+200B stays behind Thai, Lao, Burmese and Khmer, where it stands between words.
+INVISIBLE = (
+    "[\u00ad\u034f\u0600-\u0605\u061c\u06dd\u070f\u0890\u0891\u08e2\u115f\u1160\u17b4\u17b5\u180b-\u180f\u200c-\u200f"
+    "\u202a-\u202e\u2060-\u2064\u2066-\u206f\u3164\ufe00-\ufe0f\ufeff\uffa0\ufff9-\ufffb\U000110bd\U000110cd"
+    "\U00013430-\U0001343f\U0001bca0-\U0001bca3\U0001d173-\U0001d17a\U000e0000-\U000e0fff]"
+    "|(?<![\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff])\u200b"
+)
 
 
 class M3DecProcessor(ProcessorMixin):
@@ -59,7 +69,8 @@ class M3DecProcessor(ProcessorMixin):
             pixel_values: (B, 3, S, S) float32, stretched to S x S or letterboxed, then normalized per channel.
             input_ids, attention_mask: (N, T) int64; the mask is 1 on words and 0 on padding. Expressions are cut off
                 after `max_words`, with a warning the first time.
-            image_index: (N,) int64, the row of pixel_values each expression is about. Absent where N == B or B == 1.
+            image_index: (N,) int64, the row of pixel_values each expression is about. Absent where N == B, and where
+                the image is given and is the only one.
             labels: (N, S, S) float32, 0.0 or 1.0, in the frame of pixel_values. Absent without segmentation_maps.
 
         Raises:
@@ -82,7 +93,8 @@ class M3DecProcessor(ProcessorMixin):
         if text is not None:
             expressions, image_index = pair_with_images(text, None if arrays is None else len(arrays))
             data.update(self._tokenize(expressions, padding, return_tensors))
-            if 1 < image_index[-1] + 1 < len(expressions):
+            num_images = image_index[-1] + 1
+            if num_images < len(expressions) and (num_images > 1 or images is None):
                 data["image_index"] = image_index
         if segmentation_maps is not None:
             masks = masks_of_expressions(segmentation_maps, [arrays[i].shape[:2] for i in image_index])
@@ -102,9 +114,10 @@ class M3DecProcessor(ProcessorMixin):
     def _tokenize(self, expressions: list[str], padding, return_tensors) -> dict:
         """Expressions as `input_ids` and `attention_mask`, (N, T), T at most `max_words`, padded on the right."""
         expressions = [text.encode("utf-8", "replace").decode() for text in expressions]  # no lone surrogates
+        visible = [re.sub(INVISIBLE, "", text) for text in expressions]  # older tokenizers split a word there
         with TOKENIZING:  # a tokenizer keeps its padding and truncation in itself, where another thread may set them
             tokens = self.tokenizer(
-                expressions,
+                visible,
                 truncation=True,
                 max_length=self.max_words,
                 padding=False,

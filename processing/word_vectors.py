@@ -5,8 +5,9 @@
     tokenizer, matrix, unknown_fraction = build_vocabulary(counts, vectors, max_words=15)
 
 A word is a run of letters and digits in lower case, or the end of a contraction, as GloVe's own tokens are: "man's" is
-man 's and "isn't" is is n't. Everything else only separates words. The tokenizer alone decides this, by its own Unicode
-tables, which are not Python's. Counting words, training and every later use ask it.
+man 's and "isn't" is is n't. Characters that show nothing are dropped. Everything else only separates words. The
+tokenizer alone decides this, by its own Unicode tables, which are not Python's. Counting words, training and every
+later use ask it.
 """
 
 import importlib.util
@@ -22,6 +23,8 @@ from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerFast
 
+from .processing_m3dec import INVISIBLE
+
 logger = logging.getLogger(__name__)
 
 PADDING, UNKNOWN = "[PAD]", "[UNK]"  # ids 0 and 1; no word can be spelt like them
@@ -29,6 +32,7 @@ PADDING, UNKNOWN = "[PAD]", "[UNK]"  # ids 0 and 1; no word can be spelt like th
 _LETTER = r"[\p{L}\p{M}\p{N}]"
 _NORMALIZER = normalizers.Sequence(
     [
+        normalizers.Replace(Regex(INVISIBLE), ""),
         normalizers.Replace(Regex("[’‘ʼ´`′＇]"), "'"),
         normalizers.NFKC(),
         normalizers.Lowercase(),

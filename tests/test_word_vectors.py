@@ -3,6 +3,7 @@ import logging
 import subprocess
 import sys
 import tracemalloc
+import unicodedata
 from pathlib import Path
 
 import numpy as np
@@ -55,13 +56,17 @@ def glove_file(tmp_path):
         ("😀 ... \x00", ""),
         ("", ""),
         ("a\ud800b", "a b"),
+        ("the um\u00adbrel\u200bla\ufeff is\u200dn't red", "the umbrella is n't red"),
+        ("the ❤\ufe0f cup 👩\u200d🚒", "the cup"),  # a variation selector is of the category of accents
+        ("می\u200cخواهم", "میخواهم"),  # Persian: one word, whether or not its letters are kept from joining
+        ("แมว\u200bแดง", "แมว แดง"),  # Thai: U+200B stands between words
     ],
 )
 def test_an_expression_is_split_into_lower_case_words(expression, words):
     assert split_words(expression) == words.split()
 
 
-texts = st.text(max_size=60) | st.text(alphabet="aS'’n’t-re .,!3é", max_size=30)
+texts = st.text(max_size=60) | st.text(alphabet="aS'’n’t-re .,!3é\u00ad\u200b\ufe0fก", max_size=30)
 fixed_examples = settings(max_examples=300, deadline=None, derandomize=True)  # the same ones in every run
 LETTERS = pre_tokenizers.Split(Regex(r"[^\p{L}\p{M}\p{N}]+"), behavior="removed")  # by the tokenizer's own Unicode
 
@@ -76,6 +81,13 @@ def test_any_text_becomes_words_of_letters_and_digits(text):
             assert [letters for letters, _ in LETTERS.pre_tokenize_str(word)] == [word]
         assert word == normalizers.NFKC().normalize_str(word)
     assert split_words(" ".join(words)) == words
+
+
+def test_every_format_character_of_unicode_is_dropped():
+    invisible = [chr(code) for code in range(sys.maxunicode + 1) if unicodedata.category(chr(code)) == "Cf"]
+    assert len(invisible) > 150
+    for character in invisible:
+        assert split_words(f"the r{character}ed cup") == ["the", "red", "cup"], hex(ord(character))
 
 
 @given(st.lists(texts, min_size=1, max_size=4))
