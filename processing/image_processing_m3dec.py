@@ -12,9 +12,13 @@ from .letterbox import GRAY, check_frame, letterbox_box
 
 
 class M3DecImagesKwargs(ImagesKwargs, total=False):
-    """The settings of every image processor, and whether ours keeps an image's proportions."""
+    """The settings of every image processor, whether ours keeps an image's proportions, and how long it waits."""
 
     do_letterbox: bool | None
+    timeout: float | None
+
+
+M3DecImageProcessorKwargs = M3DecImagesKwargs  # by this name transformers' own tests look for it
 
 
 class M3DecImageSettings:
@@ -36,6 +40,7 @@ class M3DecImageSettings:
         Args:
             images: one image or a list of them, of the kinds `rgb_array` takes. Sizes may differ.
             segmentation_maps: one binary mask or a list of them, of the kinds `mask_array` takes.
+            kwargs: `M3DecImagesKwargs`; what is not given is as the image processor was made.
 
         Returns:
             pixel_values: (B, 3, S, S) float32, normalized per channel.
@@ -61,10 +66,11 @@ class M3DecImageProcessor(M3DecImageSettings, TorchvisionBackend):
     """
 
     def _preprocess_image_like_inputs(
-        self, images, segmentation_maps, input_data_format, return_tensors, device=None, **kwargs
+        self, images, segmentation_maps, input_data_format, timeout, return_tensors, device=None, **kwargs
     ) -> BatchFeature:
         check_frame(self, kwargs)
-        arrays = [np.require(image, requirements=["C", "W"]) for image in rgb_arrays(images, input_data_format)]
+        arrays = rgb_arrays(images, input_data_format, timeout)
+        arrays = [np.require(array, requirements=["C", "W"]) for array in arrays]
         # Channels stay last in memory until all is done: torch resizes bytes twice as fast so.
         tensors = [torch.from_numpy(array).permute(2, 0, 1).to(device) for array in arrays]
         tensors = self._preprocess(tensors, return_tensors=None, **kwargs)["pixel_values"]

@@ -5,7 +5,7 @@ from transformers.image_processing_backends import PilBackend
 from transformers.image_processing_utils import BatchFeature
 from transformers.image_utils import PILImageResampling, SizeDict
 
-from .image_processing_m3dec import M3DecImageSettings
+from .image_processing_m3dec import M3DecImageProcessorKwargs, M3DecImageSettings
 from .images import mask_arrays, rgb_arrays
 from .letterbox import GRAY, check_frame, letterbox_box
 
@@ -13,11 +13,13 @@ from .letterbox import GRAY, check_frame, letterbox_box
 class M3DecImageProcessorPil(M3DecImageSettings, PilBackend):
     """`M3DecImageProcessor` without torchvision: same settings, same files, pixels within one gray level of it."""
 
+    valid_kwargs = M3DecImageProcessorKwargs
+
     def _preprocess_image_like_inputs(
-        self, images, segmentation_maps, input_data_format, return_tensors, **kwargs
+        self, images, segmentation_maps, input_data_format, timeout, return_tensors, **kwargs
     ) -> BatchFeature:
         check_frame(self, kwargs)
-        arrays = [array.transpose(2, 0, 1) for array in rgb_arrays(images, input_data_format)]
+        arrays = [array.transpose(2, 0, 1) for array in rgb_arrays(images, input_data_format, timeout)]
         data = {"pixel_values": self._preprocess(arrays, return_tensors=None, **kwargs)["pixel_values"]}
         if segmentation_maps is not None:
             kwargs |= {"do_rescale": False, "do_normalize": False, "resample": PILImageResampling.NEAREST, "border": 0}

@@ -1,4 +1,4 @@
-"""Any image to upright RGB pixels, any binary mask to 0 and 1: paths, URLs, PIL images, arrays, tensors."""
+"""Any image to upright RGB pixels, any binary mask to 0 and 1: paths, URLs, files, PIL images, arrays, tensors."""
 
 import os
 import string
@@ -8,31 +8,33 @@ from urllib.request import Request, urlopen
 
 import numpy as np
 import torch
-from PIL import ExifTags, Image, ImageOps
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 from transformers.image_utils import ChannelDimension
 
 DOWNLOAD_TIMEOUT = 60  # seconds
 
 
-def rgb_arrays(images, input_data_format=None) -> list[np.ndarray]:
-    """One image, a list of images or a 4-D array of them as a list of uint8 (H_i, W_i, 3): see `rgb_array`."""
+def rgb_arrays(images, input_data_format=None, timeout: float | None = None) -> list[np.ndarray]:
+    """One image, or several in what `in_a_list` takes, as a list of uint8 (H_i, W_i, 3): see `rgb_array`."""
     images = in_a_list(images, ndim_of_many=4)
     if not images:
         raise ValueError("At least one image is needed, but the list of images is empty. Give one or more.")
-    return [rgb_array(image, f"images[{i}]", input_data_format) for i, image in enumerate(images)]
+    return [rgb_array(image, f"images[{i}]", input_data_format, timeout) for i, image in enumerate(images)]
 
 
-def rgb_array(image, name: str = "image", input_data_format=None) -> np.ndarray:
+def rgb_array(image, name: str = "image", input_data_format=None, timeout: float | None = None) -> np.ndarray:
     """Any image as its upright RGB pixels, uint8 (H, W, 3), each in 0..255.
 
     The EXIF orientation is applied, so that a path and an opened image agree; 16-bit gray is scaled to 8 bits;
     transparent pixels are laid over white; of an animation, the frame where it stands is taken: the first, when opened.
 
     Args:
-        image: a path, a URL, a PIL image, a uint8 array (H, W) or (H, W, channels), or a uint8 tensor (H, W) or
+        image: a path, a URL (also "data:image/…;base64,…"), a file opened in binary mode, such as `io.BytesIO` or the
+            `.file` of an upload, a PIL image, a uint8 array (H, W) or (H, W, channels), or a uint8 tensor (H, W) or
             (channels, H, W), with 1 (gray), 3 (RGB) or 4 (RGBA) channels.
         name: what an error calls this image.
         input_data_format: "channels_first" or "channels_last", for an array or tensor laid out the other way.
+        timeout: the longest wait for a server's next bytes, in seconds; 60 where it is None.
 
     Raises:
         ValueError: it is none of these, or its file is missing, damaged, too large or not an image.
@@ -41,18 +43,18 @@ def rgb_array(image, name: str = "image", input_data_format=None) -> np.ndarray:
         image = _image_from_array(image, name, input_data_format)
         if isinstance(image, np.ndarray):
             return image
-    is_file = isinstance(image, str | os.PathLike)
+    is_file = isinstance(image, str | os.PathLike) or hasattr(image, "read")
     if not is_file and not isinstance(image, Image.Image):
         raise ValueError(
-            f"An image must be a path, a URL, a PIL image, a uint8 array or a uint8 tensor, but {name} is of type "
-            f"{type(image).__name__}. Encoded bytes are opened with PIL.Image.open(io.BytesIO(data))."
+            f"An image must be a path, a URL, an open file, a PIL image, a uint8 array or a uint8 tensor, but {name} "
+            f"is of type {type(image).__name__}. Give encoded bytes as io.BytesIO(data)."
         )
-    file_name = os.fspath(image) if is_file else getattr(image, "filename", "")
-    name = f"{name} ({str(file_name)!r})" if file_name else name
+    file_name = image if isinstance(image, str | os.PathLike) else getattr(image, "filename", "")
+    name = f"{name} ({str(file_name)[:300]!r})" if file_name else name
     try:
         if not is_file:
             return _upright_rgb(image)
-        with Image.open(_download(file_name) if _is_url(file_name) else file_name) as opened:
+        with Image.open(_download(image, timeout or DOWNLOAD_TIMEOUT) if _is_url(image) else image) as opened:
             return _upright_rgb(opened)
     except Image.DecompressionBombError as error:
         raise ValueError(
@@ -60,9 +62,11 @@ def rgb_array(image, name: str = "image", input_data_format=None) -> np.ndarray:
             "smaller, or raise PIL.Image.MAX_IMAGE_PIXELS if you trust the file."
         ) from error
     except Exception as error:  # a damaged file makes Pillow's readers raise almost anything
+        heic = " For HEIC, the format of iPhones, call pillow_heif.register_heif_opener() of pip install pillow-heif."
         raise ValueError(
             f"An image must be one that Pillow can read whole and turn into RGB, but {name} is not: "
             f"{type(error).__name__}: {error} Check that the file exists, is complete and is an image, or leave it out."
+            + (heic if isinstance(error, UnidentifiedImageError) else "")
         ) from error
 
 
@@ -104,12 +108,12 @@ def _upright_rgb(image: Image.Image) -> np.ndarray:
 
 
 def _is_url(source) -> bool:
-    return isinstance(source, str) and source.startswith(("http://", "https://"))
+    return isinstance(source, str) and source.startswith(("http://", "https://", "data:"))
 
 
-def _download(url: str) -> BytesIO:
+def _download(url: str, timeout: float) -> BytesIO:
     url = quote(url, safe=string.punctuation)  # letters beyond ASCII, and spaces
-    with urlopen(Request(url, headers={"User-Agent": "m3dec"}), timeout=DOWNLOAD_TIMEOUT) as answer:
+    with urlopen(Request(url, headers={"User-Agent": "m3dec"}), timeout=timeout) as answer:
         return BytesIO(answer.read())
 
 
@@ -154,9 +158,15 @@ def mask_array(mask, name: str = "segmentation_map") -> np.ndarray:
     return (array != 0).astype(np.uint8)
 
 
-def in_a_list(inputs, ndim_of_many: int) -> list:
-    """One input, several in a list or tuple, or several in an array of `ndim_of_many` dimensions, as a list."""
-    if isinstance(inputs, list | tuple):
-        return list(inputs)
-    is_array = isinstance(inputs, np.ndarray | torch.Tensor)
-    return list(inputs) if is_array and inputs.ndim == ndim_of_many else [inputs]
+def in_a_list(inputs, ndim_of_many: int = 1) -> list:
+    """One input as a list of it, or several, in whatever holds them, as a list: see `holds_many`."""
+    return list(inputs) if holds_many(inputs, ndim_of_many) else [inputs]
+
+
+def holds_many(inputs, ndim_of_many: int) -> bool:
+    """Whether this is a list, tuple, column, Series, generator, array of strings or of `ndim_of_many` dimensions."""
+    if isinstance(inputs, np.ndarray | torch.Tensor):
+        names = isinstance(inputs, np.ndarray) and inputs.dtype.kind in "OUT" and inputs.ndim > 0
+        return names or inputs.ndim == ndim_of_many
+    is_one = isinstance(inputs, str | bytes | dict | os.PathLike | Image.Image) or hasattr(inputs, "read")
+    return not is_one and (hasattr(inputs, "__iter__") or hasattr(inputs, "__getitem__"))

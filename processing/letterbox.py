@@ -74,8 +74,15 @@ def check_frame(image_processor, settings: dict):
 
     Raises:
         ValueError: `do_letterbox` is not the processor's own, or `do_center_crop` or `do_pad` is on; or it is a
-            letterbox, and `size` is not the processor's own or `do_resize` is off.
+            letterbox, and `size` is not the processor's own or `do_resize` is off; or `image_mean` or `image_std` has
+            values for other channels than three.
     """
+    for name in ("image_mean", "image_std"):
+        if settings["do_normalize"] and isinstance(settings[name], list | tuple) and len(settings[name]) != 3:
+            raise ValueError(
+                f"{name} must be one number or three, for red, green and blue, but it is {settings[name]}. A fourth "
+                "channel is taken for alpha and laid over white."
+            )
     if settings["do_letterbox"] != image_processor.do_letterbox:
         raise ValueError(
             f"do_letterbox cannot change for one call, because post-processing would not know, but it is "

@@ -10,7 +10,7 @@ from torch.utils.data import Dataset
 from transformers.dynamic_module_utils import custom_object_save
 from transformers.pipelines import Pipeline
 
-from .images import rgb_array
+from .images import holds_many, in_a_list, rgb_array
 from .processing_m3dec import pair_with_images
 from .segmenter import Segmenter
 
@@ -45,11 +45,12 @@ class ReferringImageSegmentationPipeline(Pipeline):
         """Segment what `text` refers to in `image`.
 
         Args:
-            image: a path, a URL, a PIL image, a uint8 array (H, W, 3) or tensor (3, H, W); a list of them; or, without
-                `text`, a dict {"image", "text"}, or a list, generator or dataset of such dicts.
-            text: an expression, or a list of them, about one image. For a list of images: one expression for all, one
-                for each, or a list of expressions for each.
+            image: an image of a kind that `rgb_array` takes; several, in a list, tuple, column, Series or array; or,
+                without `text`, a dict {"image", "text"}, or a list, tuple, generator or dataset of such dicts.
+            text: an expression, or a list of them, about one image. For several images: one expression for all, one for
+                each, or a list of expressions for each. Lists may come as for images.
             threshold (float, 0.5): a pixel belongs to the object where its probability is above this.
+            timeout (float, 60): the longest wait for the next bytes of an image's URL, in seconds.
             batch_size (int, 1): how many images go through the model at once.
 
         Returns:
@@ -63,9 +64,9 @@ class ReferringImageSegmentationPipeline(Pipeline):
         """
         if text is not None:
             inputs = items(image, text)
-        elif isinstance(image, dict | list | Dataset):
-            inputs = image
-        elif is_one_image(image):
+        elif isinstance(image, dict | list | tuple | Dataset):
+            inputs = list(image) if isinstance(image, tuple) else image
+        elif not holds_many(image, ndim_of_many=4):
             raise ValueError(
                 f"An expression is needed to know what to look for, but text is None for an image of type "
                 f"{type(image).__name__}. Call pipe(image, text='the red mug')."
@@ -74,17 +75,18 @@ class ReferringImageSegmentationPipeline(Pipeline):
             inputs = (item for item in image)  # any iterable, such as a dataset of 🤗 Datasets
         return [] if isinstance(inputs, list) and not inputs else super().__call__(inputs, **kwargs)
 
-    def _sanitize_parameters(self, threshold=None):
-        return {}, {}, {} if threshold is None else {"threshold": threshold}
+    def _sanitize_parameters(self, threshold=None, timeout=None):
+        of_preprocess = {} if timeout is None else {"timeout": timeout}
+        return of_preprocess, {}, {} if threshold is None else {"threshold": threshold}
 
-    def preprocess(self, item) -> dict:
+    def preprocess(self, item, timeout=None) -> dict:
         if not isinstance(item, dict) or "image" not in item or item.get("text") is None:
             arrived = f"the keys {sorted(item)}" if isinstance(item, dict) else f"an item of type {type(item).__name__}"
             raise ValueError(
                 f"Every item must be a dict with 'image' and 'text', but there came {arrived}. Give {{'image': …, "
                 "'text': …}, or pass text= beside the images."
             )
-        image = rgb_array(item["image"])
+        image = rgb_array(item["image"], timeout=timeout)
         texts, _ = pair_with_images(item["text"], num_images=1)
         inputs = self.processor(images=image, text=texts)
         # Batching joins one-dimensional tensors end to end, so images with different numbers of expressions fit.
@@ -135,24 +137,19 @@ class ReferringImageSegmentationPipeline(Pipeline):
 
 
 def items(image, text):
-    """Images and text given apart, as {"image", "text"}: one for one image, a list for a list, else a generator."""
-    if is_one_image(image):
+    """Images and text given apart, as {"image", "text"}: one for one image, a list for several, else a generator."""
+    if not holds_many(image, ndim_of_many=4):
         return {"image": image, "text": text}
+    is_stream = isinstance(image, Dataset) or not hasattr(image, "__len__")
     if isinstance(image, Dataset) and hasattr(image, "__len__"):
         image = map(image.__getitem__, range(len(image)))  # by itself it would go on until an IndexError
     if isinstance(text, str):
         shared = ({"image": one, "text": text} for one in image)
-        return list(shared) if isinstance(image, list | tuple) else shared
-    images = list(image)
-    if len(text) != len(images):
+        return shared if is_stream else list(shared)
+    images, texts = list(image), in_a_list(text)
+    if len(texts) != len(images):
         raise ValueError(
-            f"Got {len(images)} images and {len(text)} entries of text. Give one expression for all images, one for "
+            f"Got {len(images)} images and {len(texts)} entries of text. Give one expression for all images, one for "
             "each, or a list of expressions for each: text=[['the mug', 'the cup'], ['the cat']]."
         )
-    return [{"image": one, "text": about} for one, about in zip(images, text, strict=True)]
-
-
-def is_one_image(image) -> bool:
-    """Whether this stands for one image, good or bad, and not for several."""
-    several = hasattr(image, "__iter__") or hasattr(image, "__getitem__")
-    return not several or isinstance(image, str | bytes | dict | os.PathLike | Image.Image | np.ndarray | torch.Tensor)
+    return [{"image": one, "text": about} for one, about in zip(images, texts, strict=True)]

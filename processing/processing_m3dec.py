@@ -4,15 +4,17 @@ import re
 import unicodedata
 from itertools import chain, takewhile
 from threading import Lock
+from typing import TypedDict
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from transformers.feature_extraction_utils import BatchFeature
-from transformers.processing_utils import ProcessorMixin
+from transformers.processing_utils import ProcessingKwargs, ProcessorMixin, Unpack
 from transformers.utils import logging
 
-from .images import in_a_list, mask_arrays, rgb_arrays
+from .image_processing_m3dec import M3DecImagesKwargs
+from .images import holds_many, in_a_list, mask_arrays, rgb_arrays
 from .letterbox import inside_letterbox, letterbox_size
 
 logger = logging.get_logger(__name__)
@@ -30,6 +32,22 @@ INVISIBLE = (
 )
 
 
+class M3DecTextKwargs(TypedDict, total=False):
+    """What a call may say about the expressions."""
+
+    padding: bool | str | None
+    truncation: bool | str | None
+    max_length: int | None
+    return_tensors: str | None
+
+
+class M3DecProcessorKwargs(ProcessingKwargs, total=False):
+    """What a call may say: by itself, as in `max_length=5`, or in a group, as in `text_kwargs={"max_length": 5}`."""
+
+    text_kwargs: M3DecTextKwargs
+    images_kwargs: M3DecImagesKwargs
+
+
 class M3DecProcessor(ProcessorMixin):
     """An image processor and a tokenizer as one, with the number of words the network was built for.
 
@@ -38,6 +56,10 @@ class M3DecProcessor(ProcessorMixin):
         tokenizer: a fast tokenizer with a padding token, over word vectors or BERT's.
         max_words: the model's `config.max_words`, T at most (§ IV-A: 15, and 20 for RefCOCOg). [CLS] and [SEP] count.
     """
+
+    valid_processor_kwargs = M3DecProcessorKwargs
+    text_kwargs = {"padding": "longest", "truncation": True, "return_tensors": "pt"}  # noqa: RUF012
+    images_kwargs = {"return_tensors": "pt"}  # noqa: RUF012
 
     def __init__(self, image_processor=None, tokenizer=None, max_words=15):
         super().__init__(image_processor, tokenizer)
@@ -50,25 +72,30 @@ class M3DecProcessor(ProcessorMixin):
         self.max_words = max_words
 
     def __call__(
-        self, images=None, text=None, segmentation_maps=None, return_tensors="pt", padding="longest", **images_kwargs
+        self, images=None, text=None, segmentation_maps=None, **kwargs: Unpack[M3DecProcessorKwargs]
     ) -> BatchFeature:
         """Pair images with expressions, and optionally with the masks of the objects they refer to.
 
         Images or text may come alone, for `model.get_image_features` and for `model(image_features=…)`.
 
         Args:
-            images: one image or a list of B, each a PIL image, a uint8 array (H_i, W_i, 3) or another kind that
-                `rgb_array` takes. Sizes may differ.
-            text: one expression per image; several for one image; or a list of expressions for each image.
+            images: one image or several, each a PIL image, a path, a uint8 array (H_i, W_i, 3) or another kind that
+                `rgb_array` takes. Sizes may differ. Several may come as a list, tuple, column, Series or array.
+            text: one expression per image; several for one image; or a list of expressions for each image. Lists may
+                come as for images.
             segmentation_maps: one binary mask (H_i, W_i) per expression, in the shape of `text`, 1 (or 255, or True) on
                 the object. Needed only for a loss.
-            padding: "longest", to the longest expression of the batch, or "max_length", to `max_words`.
-            images_kwargs: passed to the image processor, such as `size` (not where it letterboxes).
+            kwargs: by themselves or in `text_kwargs`, `images_kwargs` or `common_kwargs`:
+                padding: "longest" or True, to the longest expression of the batch; "max_length"; or False.
+                max_length: how many words are kept, and padded to; at most `max_words`, which is the default.
+                truncation: False refuses an expression of more words instead of cutting it off.
+                return_tensors: "pt", "np", or None for lists.
+                others: of the image processor, such as `size` (not where it letterboxes) and `timeout`.
 
         Returns:
             pixel_values: (B, 3, S, S) float32, stretched to S x S or letterboxed, then normalized per channel.
             input_ids, attention_mask: (N, T) int64; the mask is 1 on words and 0 on padding. Expressions are cut off
-                after `max_words`, with a warning the first time.
+                after `max_length`, with a warning the first time.
             image_index: (N,) int64, the row of pixel_values each expression is about. Absent where N == B, and where
                 the image is given and is the only one.
             labels: (N, S, S) float32, 0.0 or 1.0, in the frame of pixel_values. Absent without segmentation_maps.
@@ -76,7 +103,7 @@ class M3DecProcessor(ProcessorMixin):
         Raises:
             ValueError: the lists do not fit together, an expression holds no word, an image cannot be read, a mask is
                 not binary or does not fit its image, or a call would change the frame of the image.
-            TypeError: an argument is none of the image processor's, or there is no image for it.
+            TypeError: a keyword is unknown, or there is no image for it.
         """
         if images is None and text is None:
             raise ValueError("Images or text are needed, but neither was given. Call processor(images=…, text=…).")
@@ -85,14 +112,16 @@ class M3DecProcessor(ProcessorMixin):
             raise ValueError(
                 f"segmentation_maps belong to an expression about an image, but {missing} is missing. Give all three."
             )
-        if images is None and images_kwargs:
-            raise TypeError(f"Without images there is nothing for {', '.join(images_kwargs)} to change. Leave it out.")
+        check_keywords(kwargs, without_images=images is None)
+        of_text, of_images = self._settings(kwargs)
+        return_tensors = (of_images if text is None else of_text)["return_tensors"]
         data, arrays, masks = {}, None, None
         if images is not None:
-            arrays = rgb_arrays(images, images_kwargs.pop("input_data_format", None))
+            layout, timeout = (of_images.pop(name, None) for name in ("input_data_format", "timeout"))
+            arrays = rgb_arrays(images, layout, timeout)
         if text is not None:
             expressions, image_index = pair_with_images(text, None if arrays is None else len(arrays))
-            data.update(self._tokenize(expressions, padding, return_tensors))
+            data.update(self._tokenize(expressions, of_text))
             num_images = image_index[-1] + 1
             if num_images < len(expressions) and (num_images > 1 or images is None):
                 data["image_index"] = image_index
@@ -100,26 +129,52 @@ class M3DecProcessor(ProcessorMixin):
             masks = masks_of_expressions(segmentation_maps, [arrays[i].shape[:2] for i in image_index])
             masks = [mask.view(bool) for mask in masks]  # checked already, so not once more
         if images is not None:
-            data.update(self.image_processor(arrays, masks, return_tensors=return_tensors, **images_kwargs))
+            data.update(self.image_processor(arrays, masks, **of_images | {"return_tensors": return_tensors}))
         return BatchFeature(data, tensor_type=return_tensors)
+
+    @property
+    def unused_input_names(self) -> list[str]:
+        return ["token_type_ids"]  # a name of BERT's tokenizer
+
+    def _settings(self, kwargs: dict) -> tuple[dict, dict]:
+        """The settings of a call for text and for images: those of `kwargs`, else of the tokenizer, else our own."""
+        own = dict(self.tokenizer.init_kwargs)
+        if (own.get("max_length") or 0) > self.max_words:  # such as 128, of BERT's own training
+            own.pop("max_length")
+        merged = self._merge_kwargs(tokenizer_init_kwargs=own, **kwargs)
+        of_text, of_images = merged["text_kwargs"], merged["images_kwargs"]
+        of_text["max_length"] = of_text.get("max_length") or self.max_words
+        special = self.tokenizer.num_special_tokens_to_add()
+        if not special < of_text["max_length"] <= self.max_words:
+            raise ValueError(
+                f"max_length must be {special + 1} to {self.max_words}, the model's max_words, but it is "
+                f"{of_text['max_length']}. Leave it out, or use a model built for more words."
+            )
+        if of_text["padding"] not in (True, False, None, "longest", "max_length", "do_not_pad"):
+            raise ValueError(
+                f"padding must be 'longest', 'max_length' or False, but it is {of_text['padding']!r}. Leave it out for "
+                "'longest'."
+            )
+        return of_text, of_images
 
     def holds_word(self, expression: str) -> bool:
         """Whether `expression` can be asked: it is not blank or punctuation, and has a word for the tokenizer."""
         try:
-            self._tokenize([expression], padding=False, return_tensors=None)
+            self._tokenize([expression], {"max_length": self.max_words, "padding": False, "truncation": True})
         except ValueError:
             return False
         return True
 
-    def _tokenize(self, expressions: list[str], padding, return_tensors) -> dict:
-        """Expressions as `input_ids` and `attention_mask`, (N, T), T at most `max_words`, padded on the right."""
+    def _tokenize(self, expressions: list[str], settings: dict) -> dict:
+        """Expressions as `input_ids` and `attention_mask`, (N, T), T at most `max_length`, padded on the right."""
         expressions = [text.encode("utf-8", "replace").decode() for text in expressions]  # no lone surrogates
         visible = [re.sub(INVISIBLE, "", text) for text in expressions]  # older tokenizers split a word there
+        max_length, padding = settings["max_length"], settings["padding"]
         with TOKENIZING:  # a tokenizer keeps its padding and truncation in itself, where another thread may set them
             tokens = self.tokenizer(
                 visible,
                 truncation=True,
-                max_length=self.max_words,
+                max_length=max_length,
                 padding=False,
                 return_special_tokens_mask=True,
                 return_overflowing_tokens=True,  # as further rows
@@ -132,14 +187,17 @@ class M3DecProcessor(ProcessorMixin):
             if not has_letter_or_sign(expression) or all(tokens["special_tokens_mask"][row]):
                 raise no_word_in(expression)
         if len(first) < len(tokens["input_ids"]):
+            limit = f"max_words={max_length}" if max_length == self.max_words else f"max_length={max_length}"
+            if settings["truncation"] in (False, "do_not_truncate"):
+                raise ValueError(f"An expression has more than {limit} words. Rephrase it, or leave truncation out.")
             logger.warning_once(
-                f"Expressions of more than max_words={self.max_words} words are cut off there. Rephrase them in "
-                "fewer words, or use a model trained with more. This is said once."
+                f"Expressions of more than {limit} words are cut off there. Rephrase them in fewer words, or use a "
+                "model trained with more. This is said once."
             )
         rows = [tokens["input_ids"][row] for row in first.values()]
-        if not padding:
+        if padding in (False, None, "do_not_pad"):
             return {"input_ids": rows, "attention_mask": [[1] * len(row) for row in rows]}
-        length = self.max_words if padding == "max_length" else max(map(len, rows))
+        length = max_length if padding == "max_length" else max(map(len, rows))
         input_ids = [row + [self.tokenizer.pad_token_id] * (length - len(row)) for row in rows]
         attention_mask = [[1] * len(row) + [0] * (length - len(row)) for row in rows]
         return {"input_ids": input_ids, "attention_mask": attention_mask}
@@ -191,13 +249,31 @@ class M3DecProcessor(ProcessorMixin):
         return answers
 
 
+def check_keywords(kwargs: dict, without_images: bool):
+    """Refuse keywords that the processor does not know, and without images those that are for images only."""
+    of_text, of_images = set(M3DecTextKwargs.__annotations__), set(M3DecImagesKwargs.__annotations__)
+    groups = {"text_kwargs": of_text, "images_kwargs": of_images, "common_kwargs": of_text & of_images}
+    unknown = set(kwargs) - of_text - of_images - set(groups)
+    for group, names in groups.items():
+        unknown |= {f"{group}[{name!r}]" for name in set(kwargs.get(group) or ()) - names}
+    if unknown:
+        raise TypeError(
+            f"The processor does not know {', '.join(sorted(unknown))}. For text it takes "
+            f"{', '.join(sorted(of_text))}, for images {', '.join(sorted(of_images - of_text))}."
+        )
+    useless = set(kwargs) & (of_images - of_text | {"images_kwargs"})
+    if without_images and useless:
+        raise TypeError(f"Without images there is nothing for {', '.join(useless)} to change. Leave it out.")
+
+
 def pair_with_images(text, num_images: int | None) -> tuple[list[str], list[int]]:
     """All expressions in one list, and for each the number of its image. `num_images` is None without images."""
-    groups = [text] if isinstance(text, str) else text
-    if not isinstance(groups, list | tuple) or not groups:
+    groups = in_a_list(text)
+    if not groups or not (isinstance(text, str) or holds_many(text, ndim_of_many=1)):
         raise ValueError(f"text must be an expression or a list of expressions, but it is {text!r}. Give at least one.")
-    nested = all(isinstance(group, list | tuple) for group in groups)
-    expressions = list(chain.from_iterable(groups)) if nested else list(groups)
+    nested = all(holds_many(group, ndim_of_many=1) for group in groups)
+    groups = [list(group) for group in groups] if nested else groups
+    expressions = list(chain.from_iterable(groups)) if nested else groups
     for expression in expressions:
         if not isinstance(expression, str):
             raise ValueError(

@@ -93,6 +93,7 @@ BAD_PICTURES = {
     "truncated": (lambda p: truncated(p / "a.jpg"), r"a\.jpg.*truncated.*complete"),
     "zero bytes": (lambda p: written(p / "a.jpg", b""), r"a\.jpg.*is complete and is an image"),
     "not an image": (lambda p: written(p / "a.jpg", b"hello, world" * 99), r"a\.jpg.*is an image"),
+    "HEIC": (lambda p: written(p / "a.heic", b"\0\0\0\x18ftypheic\0\0\0\0mif1heic"), r"a\.heic.*pillow-heif"),
     "missing": (lambda p: p / "a.jpg", r"a\.jpg.*No such file.*Check that the file exists"),
     "a folder": (lambda p: p, "Check that the file exists"),
     "decompression bomb": (lambda p: bomb(p / "a.png"), r"a\.png.*smaller, or raise PIL.Image.MAX_IMAGE_PIXELS"),

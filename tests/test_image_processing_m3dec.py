@@ -124,6 +124,17 @@ def test_transparent_pixels_are_laid_over_white():
     np.testing.assert_array_equal(rgb_array(palette)[0], [[255, 255, 255], [0, 200, 0]])
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_an_array_of_four_channels_is_the_picture_that_pillow_makes_of_it(backend):
+    rgba = np.random.default_rng(0).integers(0, 256, (30, 40, 4), np.uint8)
+    processor = backend(size=SMALL)
+    expected = processor(Image.fromarray(rgba), return_tensors="pt")["pixel_values"]
+    for image in [rgba, torch.from_numpy(rgba).permute(2, 0, 1)]:
+        assert torch.equal(processor(image, return_tensors="pt")["pixel_values"], expected)
+    with pytest.raises(ValueError, match=r"image_mean must be one number or three.*alpha"):
+        processor(rgba, image_mean=[0.0] * 4, image_std=[1.0] * 4)
+
+
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_exif_orientation_is_applied_so_that_a_path_and_an_opened_image_agree(orientation, tmp_path):
     path = tmp_path / "turned.jpg"

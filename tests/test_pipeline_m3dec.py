@@ -1,10 +1,16 @@
 """A picture and a sentence in, a mask out: one and many of each, in every form they come in."""
 
+import base64
+import io
+import socket
+import tempfile
 import threading
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 
+import datasets
 import numpy as np
+import pandas
 import pytest
 import torch
 from datasets import Dataset
@@ -197,11 +203,62 @@ def test_an_image_may_be_a_path_a_url_a_pil_image_an_array_or_a_tensor(pipe, tmp
             f"{address}/the%20%D0%BA%D0%BE%D1%82.png",
             Image.fromarray(array),
             torch.from_numpy(array).permute(2, 0, 1),
+            f"data:image/png;base64,{base64.b64encode((tmp_path / 'image.png').read_bytes()).decode()}",
+            io.BytesIO((tmp_path / "image.png").read_bytes()),
         ]:
             assert pipe(image, text="the cat") == expected
+            assert pipe([image], text="the cat") == [expected]
         with pytest.raises(ValueError, match=r"nothing\.png.*404"):
             pipe(f"{address}/nothing.png", text="the cat")
         server.shutdown()
+
+
+def test_an_open_file_is_an_image_and_stays_open(pipe, tmp_path):
+    Image.fromarray(noise(20, 30)).save(tmp_path / "image.png")
+    expected = pipe(noise(20, 30), text="the cat")
+    with open(tmp_path / "image.png", "rb") as file, tempfile.SpooledTemporaryFile() as upload:
+        upload.write(file.read())
+        for each in (file, upload):
+            assert pipe(each, text="the cat") == expected and pipe(each, text="the cat") == expected
+    with pytest.raises(ValueError, match=r"image\.png|read"), open(tmp_path / "image.png", encoding="latin-1") as text:
+        pipe(text, text="the cat")
+
+
+def test_a_server_that_does_not_answer_is_waited_for_as_long_as_timeout_says(pipe, monkeypatch):
+    monkeypatch.setenv("no_proxy", "*")
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        url = f"http://127.0.0.1:{silent.getsockname()[1]}/image.png"
+        for call in (
+            lambda: pipe(url, text="the cat", timeout=0.1),
+            lambda: pipe.processor(images=url, text="the cat", timeout=0.1),
+            lambda: pipe.processor(images=url, images_kwargs={"timeout": 0.1}),
+            lambda: pipe.processor.image_processor(url, timeout=0.1),
+        ):
+            with pytest.raises(ValueError, match="timed out"):
+                call()
+
+
+def test_several_images_may_come_in_a_tuple_column_series_or_array(pipe, tmp_path):
+    images = [noise(20, 30, seed) for seed in range(2)]
+    paths = [str(tmp_path / f"{number}.png") for number in range(2)]
+    for path, image in zip(paths, images, strict=True):
+        Image.fromarray(image).save(path)
+    texts = ["the cat", "red cup"]
+    expected = [pipe(image, text=text) for image, text in zip(images, texts, strict=True)]
+    shared = [pipe(image, text="the cat") for image in images]
+    column = Dataset.from_dict({"image": paths, "text": texts})
+    for several, about in [
+        (tuple(paths), tuple(texts)),
+        (np.array(paths), np.array(texts)),
+        (np.stack(images), texts),
+        (pandas.Series(paths, index=[5, 2]), pandas.Series(texts, index=[1, 0])),
+        (column["image"], column["text"]),
+        (column.cast_column("image", datasets.Image())["image"], column["text"]),
+    ]:
+        assert pipe(several, text=about) == expected
+        assert pipe(several, text="the cat") == shared
+        assert [answer["label"] for answer in pipe(images[0], text=about)] == texts
+    assert pipe(tuple({"image": i, "text": t} for i, t in zip(images, texts, strict=True))) == expected
 
 
 def test_the_threshold_can_be_set_for_a_call_or_for_the_pipeline(pipe):

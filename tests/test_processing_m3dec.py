@@ -4,8 +4,10 @@ import logging
 from fractions import Fraction
 
 import numpy as np
+import pandas
 import pytest
 import torch
+from datasets import Dataset
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -421,7 +423,91 @@ def test_a_tokenizer_that_was_saved_before_invisible_letters_were_dropped_gives_
         assert processor(text=text)["input_ids"].shape == (1, min(len(words), processor.max_words))
 
 
-@pytest.mark.parametrize("options", [{"max_length": 5}, {"truncation": False}, {"size": {"height": 96, "width": 96}}])
+@pytest.mark.parametrize("options", [{"do_resize": False}, {"images_kwargs": {"do_resize": False}}, {"size": SIZE}])
 def test_an_argument_that_would_do_nothing_to_a_text_alone_is_refused(options):
     with pytest.raises(TypeError, match=f"nothing for {next(iter(options))} to change"):
         word_processor()(text="cat", **options)
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        ({"colour": 1, "padding": True}, "know colour. For text it takes max_length, padding, "),
+        ({"text_kwargs": {"stride": 1}}, r"know text_kwargs\['stride'\]"),
+        ({"images_kwargs": {"padding": True}}, r"know images_kwargs\['padding'\]"),
+        ({"common_kwargs": {"size": SIZE}}, r"know common_kwargs\['size'\]"),
+        ({"add_special_tokens": False, "fps": 3}, "know add_special_tokens, fps"),
+    ],
+)
+def test_a_keyword_that_the_processor_does_not_know_is_named(options, named):
+    with pytest.raises(TypeError, match=named):
+        word_processor()(images=picture(), text="cat", **options)
+
+
+@pytest.mark.parametrize("make", [word_processor, bert_processor])
+def test_keywords_may_come_by_themselves_or_in_their_group(make):
+    processor, inputs = make(), {"images": picture(value=200), "text": ["the red cup", "cup"]}
+    flat = processor(**inputs, max_length=4, padding="max_length", do_rescale=False, return_tensors="np")
+    groups = {
+        "text_kwargs": {"max_length": 4, "padding": "max_length"},
+        "images_kwargs": {"do_rescale": False},
+        "common_kwargs": {"return_tensors": "np"},
+    }
+    grouped = processor(**inputs, **groups)
+    assert flat["input_ids"].shape == (2, 4) and flat["pixel_values"].max() == 200
+    assert all(isinstance(each, np.ndarray) for each in flat.values()) and sorted(flat) == sorted(grouped)
+    for key in flat:
+        np.testing.assert_array_equal(flat[key], grouped[key])
+    with pytest.raises(ValueError, match="passed two times"):
+        processor(**inputs, max_length=4, text_kwargs={"max_length": 5})
+
+
+def test_padding_and_truncation_are_those_of_a_tokenizer():
+    processor = word_processor(max_words=6)
+    texts = ["the red cup left", "cat"]
+    assert processor(text=texts, max_length=2)["input_ids"].tolist() == [[2, 3], [9, 0]]
+    assert processor(text=texts, padding=True, truncation=True)["input_ids"].shape == (2, 4)
+    for padding in (False, "do_not_pad"):
+        rows = processor(text=texts, padding=padding, return_tensors=None)["input_ids"]
+        assert rows == [[2, 3, 4, 5], [9]]
+    assert processor(text=texts, truncation=False)["input_ids"].shape == (2, 4)  # nothing to cut off
+    with pytest.raises(ValueError, match="more than max_length=3 words"):
+        processor(text=texts, truncation=False, max_length=3)
+    with pytest.raises(ValueError, match="max_length must be 1 to 6, the model's max_words, but it is 7"):
+        processor(text=texts, max_length=7)
+    with pytest.raises(ValueError, match=r"padding must be .* but it is 'longets'"):
+        processor(text=texts, padding="longets")
+
+
+def test_a_tokenizers_own_longer_max_length_is_not_the_models():
+    processor = bert_processor(max_words=5)
+    processor.tokenizer.init_kwargs["max_length"] = processor.tokenizer.max_length = 128  # as BERT's files have it
+    assert processor(text="the red cups left", padding="max_length")["input_ids"].shape == (1, 5)
+    processor.tokenizer.init_kwargs["max_length"] = processor.tokenizer.max_length = 4
+    assert processor(text="the red cups left", padding="max_length")["input_ids"].shape == (1, 4)
+
+
+@pytest.mark.parametrize(
+    "of_several",
+    [
+        tuple,
+        np.array,
+        pandas.Series,
+        lambda values: pandas.Series(values, index=[7, 3]),
+        lambda values: Dataset.from_dict({"column": values})["column"],
+        iter,
+    ],
+    ids=["tuple", "array", "Series", "Series of another index", "column", "iterator"],
+)
+def test_several_may_come_in_a_list_tuple_column_series_or_array(of_several, tmp_path):
+    paths = [str(tmp_path / f"{value}.png") for value in (0, 200)]
+    for value, path in zip((0, 200), paths, strict=True):
+        Image.fromarray(picture(value=value)).save(path)
+    processor = word_processor()
+    expected = processor(images=paths, text=["the red cup", "cat"])
+    ours = processor(images=of_several(paths), text=of_several(["the red cup", "cat"]))
+    assert sorted(ours) == sorted(expected) and all(torch.equal(ours[key], expected[key]) for key in expected)
+    about_one = processor(images=paths[1], text=of_several(["the red cup", "cat"]))
+    assert torch.equal(about_one["input_ids"], expected["input_ids"]) and len(about_one["pixel_values"]) == 1
+    nested = processor(images=paths, text=[of_several(["cat", "dog"]), of_several(["a cat", "red"])])
+    assert nested["image_index"].tolist() == [0, 0, 1, 1]
