@@ -105,6 +105,7 @@ class M3DecPreTrainedModel(PreTrainedModel):
     supports_gradient_checkpointing = True
     _no_split_modules = ["TransformerEncoderLayer", "DecoderLayer", "MaskDecoder"]  # noqa: RUF012
     _supports_sdpa = True
+    _keep_in_fp32_modules = ["norm.norm"]  # noqa: RUF012  `WordBatchNorm` says why
     fused = False  # by fuse_for_inference
 
     def save_pretrained(self, *args, **kwargs) -> None:

@@ -1,5 +1,8 @@
 """Batch normalization over words: the "Batch Normalization" of § IV-A where rows are words and some are padding."""
 
+from collections.abc import Callable
+
+import torch
 from torch import Tensor, nn
 
 
@@ -7,12 +10,22 @@ class WordBatchNorm(nn.Module):
     """BN over the real words of a batch, so that padding changes no statistic.
 
     The norm itself is an `nn.BatchNorm1d`, so that `convert_sync_batchnorm` finds it. In eval it is an affine map of
-    every row, padded ones included, without indexing.
+    every row, padded ones included, without indexing. A model in float16 has it in float32: the variances of M3Att's
+    sums over pixels reach 1e8, and float16 ends at 65504.
     """
 
     def __init__(self, hidden_size: int):
         super().__init__()
         self.norm = nn.BatchNorm1d(hidden_size)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "WordBatchNorm":
+        """Like `nn.Module._apply`, which all moves and casts go through, but what would become float16 only moves."""
+
+        def move(tensor: Tensor) -> Tensor:
+            moved = fn(tensor)
+            return tensor.to(moved.device) if moved.dtype == torch.float16 else moved
+
+        return super()._apply(move, recurse)
 
     def forward(self, words: Tensor, word_mask: Tensor) -> Tensor:
         """Normalize `words` (N, T, C). `word_mask` (N, T) is False on padding, whose rows are zeros in training.
