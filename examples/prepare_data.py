@@ -31,6 +31,7 @@ from m3dec.processing.referring_data.data_arguments import DataArguments
 from m3dec.processing.referring_data.generated.rows import generate_referring_dataset, random_sentences
 from m3dec.processing.referring_data.leakage import find_leaks, held_out_images
 from m3dec.processing.referring_data.readers.coco_files import find_faults
+from m3dec.processing.referring_data.readers.contradictions import find_contradictions
 from m3dec.processing.referring_data.readers.prepared_shards import check_images, write_prepared
 from m3dec.processing.referring_data.readers.published_counts import PUBLISHED_COUNTS
 from m3dec.processing.referring_data.readers.tables import image_ids
@@ -87,8 +88,8 @@ def main(command_line: list[str] | None = None):
 
 def prepare(data: DataArguments, arguments: PrepareArguments) -> None:
     """Check the data, or write them and what they are like into the output folder."""
-    if arguments.check and data.source == "coco" and data.expressions and data.image_root:  # else `load` asks for them
-        check_own_data(data)
+    if arguments.check:
+        check_files(data)
     splits = generate(data, arguments) if arguments.sentences else data.load()
     output = Path(arguments.output_dir)
     if arguments.check:
@@ -133,12 +134,20 @@ def print_sentences(data: DataArguments, arguments: PrepareArguments, count: int
         print(f"{sentence.kind:16}{sentence.text:60}  {file_name}")
 
 
-def check_own_data(data: DataArguments) -> None:
-    """Print what is wrong with a user's own files, by line, and end the program there."""
-    faults = find_faults(data.expressions, data.image_root, data.instances, data.mask_root, data.on_missing)
+def check_files(data: DataArguments) -> None:
+    """Print what is wrong with the files of a source, and end the program there. `load` checks the other sources."""
+    file, faults = data.instances, []
+    if data.source == "coco" and data.expressions and data.image_root:  # else `load` asks for them
+        file = data.expressions
+        faults = find_faults(file, data.image_root, data.instances, data.mask_root, data.on_missing)
+    elif data.source in ("refer", "grefcoco"):
+        file = Path(data.data_root) / data.dataset / "instances.json"
+        faults = find_contradictions(file) if file.is_file() else []
+    elif data.source == "generated":
+        faults = find_contradictions(file)
     if faults:
         counted = f"{len(faults)} fault{'s' * (len(faults) > 1)}"
-        raise SystemExit("\n".join([f"{data.expressions} has {counted}:", *map(str, faults)]))
+        raise SystemExit("\n".join([f"{file} has {counted}:", *map(str, faults)]))
 
 
 def table(figures: dict[str, dict], published: dict) -> str:

@@ -16,11 +16,13 @@ from pycocotools import mask as coco_mask
 from referring_files import runs_of
 
 from m3dec.processing.referring_data import ReferringDataError, decode_mask, load_referring_dataset
+from m3dec.processing.referring_data.generated.photographs import InstanceFile
 from m3dec.processing.referring_data.readers.coco_files import find_faults, read_coco_files
 
 HEIGHT, WIDTH = 30, 41
 SQUARE = [4, 5, 13, 5, 13, 13, 4, 13]
 BENCH = [9, 9, 29, 9, 29, 18, 9, 18]  # overlaps with the square
+BENCH_BOX = [9, 9, 20, 9]
 KINDS = ["csv", "json", "jsonl"]
 PAGE = Path(__file__).parent.parent / "docs" / "data.md"
 BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```", PAGE.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
@@ -60,7 +62,8 @@ def draw(my):
     for name in ("a.jpg", "b.jpg"):
         Image.new("RGB", (WIDTH, HEIGHT)).save(my / "images" / name)
     Image.fromarray(rectangle()).save(my / "masks" / "rectangle.png")
-    write_instances(my, [annotation(11), annotation(12, [BENCH]), annotation(13, run_lengths(rectangle()), iscrowd=1)])
+    a_crowd = annotation(13, run_lengths(rectangle()), iscrowd=1, bbox=[8, 6, 23, 11])
+    write_instances(my, [annotation(11), annotation(12, [BENCH], bbox=BENCH_BOX), a_crowd])
     return my
 
 
@@ -570,6 +573,53 @@ def test_an_annotation_that_covers_no_pixel_is_a_fault_and_not_an_image_without_
     path.write_text(json.dumps(instances))
     ((line, message),) = faults_in(my, json.dumps(entry()))
     assert line == 1 and "annotation 11 covers no pixel of a.jpg: are its coordinates in pixels?" in message
+
+
+RELATIVE = [[0.1, 0.2, 0.9, 0.2, 0.9, 0.8, 0.1, 0.8]]
+CONTRADICTIONS = {  # changes of annotation 11, a square of 8 pixels → what is said of it
+    "relative polygon": ({"segmentation": RELATIVE}, "from 0 to 1: multiply"),
+    "all relative": (
+        {"segmentation": [[0.1, 0.2, 0.9, 0.2, 0.9, 0.8, 0.1, 0.8]], "bbox": [0.1, 0.2, 0.8, 0.6]},
+        "from 0 to 1",
+    ),
+    "corners": ({"segmentation": [BENCH], "bbox": [9, 9, 29, 18]}, "x0, y0, x1, y1"),
+    "doubled": ({"bbox": [8, 10, 18, 16], "area": 288}, r"of another size than 30 x 41 \(height x width\)"),
+    "cut off": ({"segmentation": [[30, 20, 75, 20, 75, 60, 30, 60]], "bbox": [30, 20, 45, 40]}, "of another size"),
+    "another area": ({"segmentation": run_lengths(np.ones((HEIGHT, WIDTH))), "bbox": [0, 0, 41, 30]}, "another size"),
+}
+
+
+@pytest.mark.parametrize("kind", CONTRADICTIONS)
+def test_a_mask_that_contradicts_its_area_or_bbox_is_a_fault_and_one_warning_of_reading(my, kind, caplog):
+    changes, reason = CONTRADICTIONS[kind]
+    write_instances(my, [annotation(11, **{"area": 72} | changes), annotation(12, [BENCH], bbox=BENCH_BOX, area=180)])
+    entries = [entry(text="good", number=12), entry(), entry(text="the other ball"), entry(split="val")]
+    ((line, message),) = faults_in(my, "\n".join(map(json.dumps, entries)))
+    assert line == 2 and re.search(rf"annotation 11 has area .* and bbox .*its mask has area .*{reason}", message)
+    caplog.clear()
+    load_referring_dataset("coco", **paths(my))
+    (said,) = [record.message for record in caplog.records if "contradict their" in record.message]
+    assert said.startswith("1 masks of ") and message in said
+
+
+def test_areas_as_other_programs_write_them_and_thin_things_contradict_nothing(my):
+    thin, slope = [2, 2, 38, 2.6, 38, 3.4, 2, 2.9], [1, 1, 29, 28, 30, 28, 2, 1]
+    areas = {31: 24 * 20 / 2, 32: 24 * 20, 33: 0, 34: None, 35: "240"}  # exact; of the bbox; left blank; no number
+    triangles = [annotation(n, [[4, 5, 28, 5, 4, 25]], bbox=[4, 5, 24, 20], area=area) for n, area in areas.items()]
+    lines = [annotation(41, [thin], bbox=[2, 2, 36, 1], area=25), annotation(42, [slope], bbox=[1, 1, 29, 27], area=1)]
+    write_instances(my, [*triangles, *lines, annotation(43, bbox=[0, 0, 0, 0], area=72)])
+    numbers = [*areas, 41, 42, 43]
+    text = "\n".join(json.dumps(entry(number, text=f"thing {number}")) for number in numbers)
+    assert faults_in(my, text) == []
+
+
+def test_a_size_that_is_a_text_is_named(my):
+    path = my / "instances.json"
+    path.write_text(path.read_text().replace(f'"width": {WIDTH}', f'"width": "{WIDTH}"'))
+    with pytest.raises(ReferringDataError, match=r"sizes are whole numbers.* number 0 in .* has the width '41'"):
+        read(my, [entry()])
+    with pytest.raises(ReferringDataError, match="sizes are whole numbers"):
+        InstanceFile(path)
 
 
 def test_annotations_without_instances_are_a_fault(my):

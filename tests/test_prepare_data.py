@@ -23,6 +23,8 @@ from m3dec.examples.training.parts import read_data
 from m3dec.examples.training.recipe import RECIPES, parse_recipe
 from m3dec.processing.referring_data import ReferringDataError, load_referring_dataset
 from m3dec.processing.referring_data.data_arguments import DataArguments
+from m3dec.processing.referring_data.generated.rows import generate_referring_dataset
+from m3dec.processing.referring_data.readers.contradictions import find_contradictions
 from m3dec.processing.referring_data.readers.prepared_shards import check_images, write_prepared
 from m3dec.processing.referring_data.scenes import write_scenes
 from m3dec.processing.referring_data.summary import summarise
@@ -171,6 +173,36 @@ def test_checking_own_data_lists_every_fault_with_its_line(own_data):
     flags += ["--image_root", own_data / "my" / "images", "--check"]
     with pytest.raises(AssertionError, match=r"(?s)2 faults.*line 5: .*gif.*line 10: .*99999"):
         run(*flags, module="m3dec.examples.prepare_data")
+
+
+@pytest.mark.parametrize("source", ["refer", "generated"])
+def test_checking_names_the_masks_that_contradict_their_annotations(source, scenes, tmp_path):
+    root = shutil.copytree(scenes, tmp_path / "root")
+    instances = root / "scenes" / "instances.json"
+    assert find_contradictions(instances) == []
+    content = json.loads(instances.read_text())
+    bad = content["annotations"][7]
+    bad["bbox"] = [2 * number for number in bad["bbox"]]
+    instances.write_text(json.dumps(content))
+    flags = {
+        "refer": ["--data_root", root, "--dataset", "scenes", "--split_by", "scenes"],
+        "generated": ["--sentences", "generated", "--instances", instances, "--image_root", root / "scenes" / "images"],
+    }
+    with pytest.raises(AssertionError, match=rf"(?s)1 fault.*annotation {bad['id']} has .*image of another size"):
+        run(*flags[source], "--check", module="m3dec.examples.prepare_data")
+
+
+def test_reading_warns_once_of_masks_that_contradict_their_annotations(scenes, tmp_path, caplog):
+    root = shutil.copytree(scenes, tmp_path / "root")
+    instances = root / "scenes" / "instances.json"
+    content = json.loads(instances.read_text())
+    for annotation in content["annotations"]:
+        annotation["area"] *= 9
+    instances.write_text(json.dumps(content))
+    read(root)
+    generate_referring_dataset(instances, root / "scenes" / "images", val_share=0)
+    said = [record.message for record in caplog.records if "contradict their" in record.message]
+    assert len(said) == 2 and all(re.match(r"\d\d+ masks of .* such as: annotation \d+ has", text) for text in said)
 
 
 @pytest.fixture

@@ -13,7 +13,8 @@ import numpy as np
 from PIL import Image, ImageOps
 from pycocotools import mask as coco_mask
 
-from m3dec.processing.referring_data.readers.coco_records import check_record
+from m3dec.processing.referring_data.readers.coco_records import SIZES, check_record
+from m3dec.processing.referring_data.readers.contradictions import contradictions
 from m3dec.processing.referring_data.readers.images import ImageFolder, check_image_size, no_image
 from m3dec.processing.referring_data.readers.segmentations import union_of_segmentations
 from m3dec.processing.referring_data.schema import ReferringDataError, encode_mask
@@ -117,7 +118,8 @@ class InstanceFile:
 
     Of COCO's own fields `images`, `annotations` and `categories` are read. Further fields are known: an annotation's
     `region` and `part_of`, and an image's `exhaustive`. A file none of whose images says `exhaustive` is taken for one
-    that annotates every thing of its categories, as COCO does where it has no crowd.
+    that annotates every thing of its categories, as COCO does where it has no crowd. `contradictions` names the masks
+    read so far that contradict their annotations.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -126,12 +128,12 @@ class InstanceFile:
 
     def __init__(self, path: str | Path):
         self.path = Path(path)
-        self.images, self.categories = {}, {}
+        self.images, self.categories, self.contradictions = {}, {}, []
         places = {"image": array("q"), "start": array("q"), "end": array("q")}
         with self.path.open("rb") as file:
             for kind, start, end, entry in entries_of_lists(file, self.path):
                 if kind in FIELDS:
-                    check_record(entry, kind, FIELDS[kind], {"id": int, "image_id": int}, f"one in {path}")
+                    check_record(entry, kind, FIELDS[kind], {"id": int, "image_id": int} | SIZES, f"one in {path}")
                 if kind == "annotations":
                     places["image"].append(entry["image_id"])
                     places["start"].append(start)
@@ -188,6 +190,7 @@ class InstanceFile:
                 f"An annotation's category is one of the file's, but {name} has {annotation['category_id']!r:.40}."
             )
         runs = union_of_segmentations([annotation["segmentation"]], image["height"], image["width"], name)
+        self.contradictions += contradictions([annotation], image["height"], image["width"], runs)
         left, top, width, height = (int(number) for number in coco_mask.toBbox(runs))
         if not width or not height:
             return None

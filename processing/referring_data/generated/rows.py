@@ -13,6 +13,7 @@ import datasets
 from PIL import Image
 
 from m3dec.processing.referring_data.readers.coco_records import row_without_image
+from m3dec.processing.referring_data.readers.contradictions import warn_of_contradictions
 from m3dec.processing.referring_data.readers.images import ImageFolder
 from m3dec.processing.referring_data.readers.tables import digest_of
 from m3dec.processing.referring_data.schema import REFERRING_FEATURES, ReferringDataError
@@ -128,6 +129,8 @@ def generate_rows(
             draw = random.Random(f"{seed} {photograph.file_name}")
             sentences = maker.describe(photograph, draw, sentences_per_image)
             yield from _rows_of(photograph, image, sentences, first=task * sentences_per_image)
+    warn_of_contradictions(file.contradictions, instances)
+    file.contradictions.clear()
 
 
 @functools.lru_cache(maxsize=1)

@@ -9,7 +9,7 @@ import logging
 import re
 import reprlib
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -22,6 +22,7 @@ from m3dec.processing.images import mask_array
 from m3dec.processing.referring_data.schema import ReferringDataError, area_of_mask, encode_mask
 
 from .coco_records import MOST_LETTERS, in_order_of_splits, is_split_name, read_instances, row_without_image
+from .contradictions import contradictions, warn_of_contradictions
 from .expression_lists import read_entries
 from .images import ImageFolder, check_image_size, image_size
 from .tables import tables_by_split, warn_of_shared_images
@@ -65,14 +66,15 @@ def read_coco_files(
         on_missing: "error" where images are missing, or "skip" to leave out what refers to them.
 
     Returns:
-        One table per split. Warnings are logged where one expression means two objects of an image, and where training
-        images are in another split too.
+        One table per split. Warnings are logged where one expression means two objects of an image, where a mask
+        contradicts the `area` or `bbox` of its annotation, and where training images are in another split too.
 
     Raises:
         ReferringDataError: something is wrong; the message lists it by line. `find_faults` gives the whole list.
         FileNotFoundError: a file or folder is not there.
     """
-    rows, faults = check_entries(expressions, image_root, instances, mask_root, on_missing)
+    rows, faults, doubts = check_entries(expressions, image_root, instances, mask_root, on_missing)
+    warn_of_contradictions((doubt.message for doubt in doubts), instances)
     if faults:
         listed = "\n".join(map(str, faults[:LISTED]))
         more = f"\nand {len(faults) - LISTED} more: find_faults lists them all" if len(faults) > LISTED else ""
@@ -91,26 +93,31 @@ def find_faults(
     mask_root: str | Path | None = None,
     on_missing: str = "error",
 ) -> list[Fault]:
-    """All faults of a user's files, by line. The list is empty where `read_coco_files` will read them.
+    """All faults of a user's files, by line. Where the list is empty, `read_coco_files` reads them without a warning.
 
-    The files that an entry names are checked only when its fields are right.
+    The files that an entry names are checked only when its fields are right. A mask that contradicts the `area` or the
+    `bbox` of its annotation is a fault here, and a warning of `read_coco_files`.
 
     Raises:
         ReferringDataError: the instances file cannot be read at all.
         FileNotFoundError: a file or folder is not there.
     """
-    return check_entries(expressions, image_root, instances, mask_root, on_missing)[1]
+    _, faults, doubts = check_entries(expressions, image_root, instances, mask_root, on_missing)
+    return sorted([*faults, *doubts], key=lambda fault: fault.line)
 
 
-def check_entries(expressions, image_root, instances, mask_root, on_missing) -> tuple[list[dict], list[Fault]]:
-    """The rows of all references, split by split, without their images; and all that is wrong with the entries.
+def check_entries(
+    expressions, image_root, instances, mask_root, on_missing
+) -> tuple[list[dict], list[Fault], list[Fault]]:
+    """The rows of all references, split by split, without their images; all that is wrong with the entries; and the
+    masks that contradict their annotations, each with the line that names it first.
 
     Arguments as of `read_coco_files`.
     """
     entries = list(read_entries(Path(expressions), wrong_names))
     files = NamedFiles(image_root, instances, Path(expressions).parent if mask_root is None else mask_root)
     files.images.find_all([], on_missing)  # refuses another on_missing
-    faults, missing = [], set()
+    faults, missing, doubts = [], set(), {}
     references = {}  # (image, object, split) → its row
     meanings = defaultdict(dict)  # (image, expression) → object → line
     progress = tqdm(entries, desc=f"checking {expressions}", unit="entry", disable=len(entries) < 1000)
@@ -127,7 +134,9 @@ def check_entries(expressions, image_root, instances, mask_root, on_missing) -> 
                 missing.add(name)
                 continue
             if (name, target, split) not in references:
-                references[name, target, split] = files.row(name, target, split, ref_id=len(references))
+                row = references[name, target, split] = files.row(name, target, split, ref_id=len(references))
+                for message in files.contradictions(row):
+                    doubts.setdefault(message, Fault(line, message))
         except ReferringDataError as error:
             faults.append(Fault(line, str(error)))
             continue
@@ -140,7 +149,7 @@ def check_entries(expressions, image_root, instances, mask_root, on_missing) -> 
         reason = f"no entry's image is in {files.images.root}" if missing else "there is no entry in the file"
         faults.append(Fault(1, reason))
     warn_of_two_meanings([list(lines.values()) for lines in meanings.values() if len(lines) > 1], expressions)
-    return in_order_of_splits(references.values()), faults
+    return in_order_of_splits(references.values()), faults, list(doubts.values())
 
 
 def warn_of_two_meanings(lines: list[list[int]], expressions: str | Path) -> None:
@@ -283,6 +292,11 @@ class NamedFiles:
                 "Where nothing is meant, give annotation_id -1"
             )
         return row | {"ann_id": []} if is_mask else row  # a mask file has no annotation's number
+
+    def contradictions(self, row: dict) -> Iterable[str]:
+        """What is wrong with the annotations of a row whose masks contradict their `area` or `bbox`."""
+        meant = [self.annotations[number] for number in row["ann_id"]]
+        return contradictions(meant, row["height"], row["width"], row["mask"])
 
     def record(self, name: str) -> dict:
         """COCO's record of an image. Where the instances have none, it is made from the image itself."""

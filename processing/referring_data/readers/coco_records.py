@@ -10,6 +10,7 @@ from m3dec.processing.referring_data.schema import ReferringDataError
 from .segmentations import union_of_segmentations
 
 MOST_LETTERS = 5_000  # of one sentence
+SIZES = {"height": int, "width": int}  # field → its type
 
 
 def row_without_image(*, ref_id: int, split: str, image: dict, annotations: list[dict], sentences: list[dict]) -> dict:
@@ -78,8 +79,12 @@ def in_order_of_splits(entries: list[dict]) -> list[dict]:
     return sorted(entries, key=lambda entry: order[entry["split"]])
 
 
-def read_instances(path: Path) -> tuple[dict, dict]:
+def read_instances(path: Path, fields: tuple[str, ...] = ("category_id", "bbox")) -> tuple[dict, dict]:
     """Images and annotations of a COCO instances file, each by its id, with the fields that every one must have.
+
+    Args:
+        path: the file.
+        fields: that an annotation must have besides its id, image_id and segmentation.
 
     Raises:
         ReferringDataError: the file is damaged or no instances file.
@@ -87,7 +92,7 @@ def read_instances(path: Path) -> tuple[dict, dict]:
     instances = parse_json(path.read_bytes(), path)
     needed = {
         "images": ("id", "file_name", "height", "width"),
-        "annotations": ("id", "image_id", "category_id", "bbox", "segmentation"),
+        "annotations": ("id", "image_id", *fields, "segmentation"),
     }
     found = {}
     for kind, fields in needed.items():
@@ -95,7 +100,7 @@ def read_instances(path: Path) -> tuple[dict, dict]:
         if not isinstance(entries, list):
             raise ReferringDataError(f"A COCO instances file has a list of {kind}, but {path} has none.")
         for number, entry in enumerate(entries):
-            check_record(entry, kind, fields, {"id": int, "file_name": str}, f"number {number} in {path}")
+            check_record(entry, kind, fields, {"id": int, "file_name": str} | SIZES, f"number {number} in {path}")
             if found[kind].setdefault(entry["id"], entry) != entry:
                 raise ReferringDataError(
                     f"All {kind} of a COCO file have different ids, but two in {path} have the id {entry['id']}. Give "
@@ -123,8 +128,8 @@ def check_record(record, kind: str, fields: tuple[str, ...], types: dict[str, ty
     wrong = [field for field in fields if not isinstance(record[field], types.get(field, object))]
     if wrong:
         raise ReferringDataError(
-            f"A COCO file's ids are whole numbers and its file names text, but of its {kind} {name} has the {wrong[0]} "
-            f"{reprlib.repr(record[wrong[0]])}. Correct the file."
+            f"A COCO file's ids and sizes are whole numbers and its file names text, but of its {kind} {name} has the "
+            f"{wrong[0]} {reprlib.repr(record[wrong[0]])}. Correct the file."
         )
 
 

@@ -11,6 +11,7 @@ import datasets
 from m3dec.processing.referring_data.schema import ReferringDataError, area_of_mask
 
 from .coco_records import in_order_of_splits, is_split_name, parse_json, read_instances, row_without_image
+from .contradictions import contradictions, warn_of_contradictions
 from .images import ImageFolder
 from .plain_pickle import read_plain_pickle
 from .published_counts import compare_with_published
@@ -90,6 +91,7 @@ def _rows(refs_path: str, instances_path: str, dataset: str) -> Iterator[dict]:
     """The rows of all references, split by split, in the order of the file."""
     refs = in_order_of_splits(read_refs(Path(refs_path)))
     images, annotations = read_instances(Path(instances_path))
+    doubts = []
     for ref in refs:
         if ref["image_id"] in LEFT_OUT_IMAGES.get(dataset, ()):
             continue
@@ -102,7 +104,10 @@ def _rows(refs_path: str, instances_path: str, dataset: str) -> Iterator[dict]:
                 f"Reference {ref['ref_id']} of {instances_path} covers no pixel, so it will count as one that means "
                 "nothing. Are its coordinates in pixels?"
             )
+        meant = [annotations[number] for number in row["ann_id"]]
+        doubts += contradictions(meant, row["height"], row["width"], row["mask"])
         yield row
+    warn_of_contradictions(doubts, instances_path)
 
 
 def _row_of(ref: dict, images: dict, annotations: dict) -> dict:
