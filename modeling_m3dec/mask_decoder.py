@@ -99,6 +99,8 @@ class DoubledConvolution(nn.Conv2d):
 
     def forward(self, maps: Tensor, doubled: bool = True) -> Tensor:
         """To (N, o, 2h, 2w), from maps (N, c, 2h, 2w), equal in each square of two, or (N, c, h, w) not `doubled`."""
+        if self.kernel_size != (3, 3):
+            return super().forward(maps)  # PEFT makes both layers of its adapter of this class, one of them 1x1
         if doubled:
             maps = maps[..., ::2, ::2].clone()  # so that a training step keeps a quarter
         return F.conv_transpose2d(maps, doubling_kernel(self.weight), self.bias, stride=2, padding=1)

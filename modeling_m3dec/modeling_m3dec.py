@@ -237,7 +237,7 @@ class M3DecModel(M3DecPreTrainedModel):
             ValueError: an input is missing or does not fit the others; the message says which and how.
         """
         config = self.config
-        sizes = config.hidden_size, config.max_words, self.get_input_embeddings().num_embeddings
+        sizes = config.hidden_size, config.max_words, len(self.get_input_embeddings().weight)
         check_inputs(pixel_values, image_features, input_ids, attention_mask, image_index, *sizes)
         eager = config._attn_implementation == "eager"
         output_attentions = config.output_attentions if output_attentions is None else output_attentions

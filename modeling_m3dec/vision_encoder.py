@@ -64,7 +64,8 @@ class VisionEncoder(nn.Module):
         Raises:
             ValueError: the backbone's levels have other strides.
         """
-        levels = self.backbone(pixel_values.to(self.backbone.dtype)).feature_maps
+        # Nothing reads the backbone's attentions, and timm's backbones refuse to give them, whatever their config asks.
+        levels = self.backbone(pixel_values.to(self.backbone.dtype), output_attentions=False).feature_maps
         strides = [pixel_values.shape[-1] // level.shape[-1] for level in levels]
         if strides != list(STRIDES):
             raise ValueError(
