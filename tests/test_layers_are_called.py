@@ -103,3 +103,31 @@ def test_a_model_whose_weights_are_fetched_layer_by_layer_answers_as_the_plain_o
     assert any(parameter.is_meta for parameter in model.parameters())
     for side, logits in expected.items():
         assert torch.equal(model(pictures(2, side), ids, mask).logits, logits)
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("offload", [on_cpu, on_disk])
+@pytest.mark.parametrize("kind", ["lstm", "bert"])
+def test_every_module_alone_may_lie_elsewhere(kind, offload, tmp_path):
+    (ids, mask), plain = expressions(3, 7), model_of(kind)
+    expected, wrong = plain(pictures(2), ids, mask).logits, []
+    names = [name for name, module in plain.named_modules() if any(True for _ in module.parameters())]
+    for number, name in enumerate(names):
+        model = copy.deepcopy(plain)
+        offload(model.get_submodule(name), tmp_path / str(number))
+        if not torch.equal(model(pictures(2), ids, mask).logits, expected):
+            wrong.append(name)
+    assert len(names) > 100 and wrong == []
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("share", [0.1, 0.3, 0.5, 0.7, 0.9])
+@pytest.mark.parametrize("kind", ["lstm", "bert"])
+def test_an_automatic_device_map_with_little_memory_changes_no_answer(kind, share, tmp_path):
+    model, (ids, mask) = model_of(kind), expressions(3, 7)
+    model.save_pretrained(tmp_path / "saved")
+    memory = {"cpu": int(share * model.get_memory_footprint())}
+    places = {"device_map": "auto", "max_memory": memory, "offload_folder": tmp_path / "offloaded"}
+    loaded = type(model).from_pretrained(tmp_path / "saved", **places).eval()
+    assert "disk" in loaded.hf_device_map.values()
+    assert_close(loaded(pictures(2), ids, mask).logits, model(pictures(2), ids, mask).logits)
