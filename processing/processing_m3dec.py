@@ -220,9 +220,16 @@ class M3DecProcessor(ProcessorMixin):
             mask, 0.0 where it is empty; and "peak", (row, column) of the highest logit, whatever the threshold.
 
         Raises:
-            ValueError: the threshold is not between 0 and 1, the sizes are not one per expression, or a logit is NaN.
+            ValueError: the threshold is not between 0 and 1, the sizes are not one per expression, there are no logits,
+                or one is NaN.
         """
-        logits = outputs if isinstance(outputs, torch.Tensor) else outputs.logits
+        logits = outputs if isinstance(outputs, torch.Tensor) else getattr(outputs, "logits", None)
+        if logits is None:
+            raise ValueError(
+                "Post-processing takes what the model returned, or its logits alone, but there came a "
+                f"{type(outputs).__name__} without logits. After return_dict=False, they are the first entry that is "
+                "(N, h, w)."
+            )
         logits = logits.detach().float()
         check_post_processing(logits, target_sizes, threshold)
         if target_sizes is None:
@@ -321,7 +328,8 @@ def check_post_processing(logits: torch.Tensor, target_sizes, threshold: float):
     if not 0 < threshold < 1:
         raise ValueError(f"threshold must be a probability between 0 and 1, but it is {threshold}. The default is 0.5.")
     if target_sizes is not None and (
-        len(target_sizes) != len(logits) or any(len(size) != 2 or min(size) < 1 for size in target_sizes)
+        len(target_sizes) != len(logits)
+        or any(np.ndim(size) != 1 or len(size) != 2 or min(size) < 1 for size in target_sizes)
     ):
         raise ValueError(
             f"target_sizes must be one (height, width) per expression, {len(logits)} of them, but it is "

@@ -192,11 +192,19 @@ def test_an_empty_mask_has_score_zero_and_no_target_size_means_the_logits_own():
         ({"target_sizes": [(4, 4)]}, "one .height, width. per expression, 2"),
         ({"target_sizes": [(4, 4), (0, 4)]}, "one .height, width. per expression, 2"),
         ({"target_sizes": [(4, 4), (3, 4, 4)]}, "one .height, width. per expression, 2"),
+        ({"target_sizes": (40, 60)}, r"expression, 2 of them, but it is \(40, 60\). Repeat an image's size"),
     ],
 )
 def test_post_processing_refuses_what_would_mean_nothing(options, message):
     with pytest.raises(ValueError, match=message):
         word_processor().post_process_referring_segmentation(torch.zeros(2, 4, 4), **options)
+
+
+@pytest.mark.parametrize("outputs", [(torch.zeros(1, 4, 4), torch.zeros(2, 3)), {"logits": None}, None])
+def test_what_has_no_logits_is_named(outputs):
+    """Such as the tuple that a model gives with return_dict=False."""
+    with pytest.raises(ValueError, match=f"there came a {type(outputs).__name__} without logits"):
+        word_processor().post_process_referring_segmentation(outputs)
 
 
 def test_logits_that_are_not_numbers_are_refused():
