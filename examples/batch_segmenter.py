@@ -179,12 +179,12 @@ class _Images:
 def named(error: Exception) -> str:
     """An error's name and what it says, without what differs from one machine to another."""
     if isinstance(error, FileNotFoundError):
-        return f"missing picture: {error}"
+        return f"missing image: {error}"
     if isinstance(error, ReferringDataError):
         return "unsafe name: an image is named by a path below image_root, without '..', '\\', ':' and links out of it"
     if isinstance(error, UnidentifiedImageError):  # it tells an address in memory
-        return "unreadable picture: its bytes are of no kind that Pillow knows"
-    return f"unreadable picture: {getattr(error, 'strerror', None) or error}"
+        return "unreadable image: its bytes are of no kind that Pillow knows"
+    return f"unreadable image: {getattr(error, 'strerror', None) or error}"
 
 
 def expressions_of(cell, sentence_field: str) -> list:

@@ -308,8 +308,8 @@ def as_json(answers: list[Answer], timing: Timing, threshold: float, model: str)
         "height": answers[0].mask.shape[0],
         "width": answers[0].mask.shape[1],
         "milliseconds": {
-            "picture": round(timing.image, 2),
-            "picture_was_remembered": timing.remembered,
+            "image": round(timing.image, 2),
+            "image_was_remembered": timing.remembered,
             "expressions": round(timing.expressions, 2),
         },
         "answers": [
@@ -448,9 +448,9 @@ def page_functions(gradio, models: dict[str, ImageModel]) -> tuple:
         return wrapped
 
     @in_sentences
-    def segment(picture: str, expressions: str, threshold: float, model: str) -> dict:
+    def segment(image: str, expressions: str, threshold: float, model: str) -> dict:
         """Answer one expression per line; masks are COCO's run lengths."""
-        asked = models[model].ask(read_image(picture), expressions_of(expressions), threshold)
+        asked = models[model].ask(read_image(image), expressions_of(expressions), threshold)
         return as_json(*asked, threshold, model)
 
     @in_sentences
@@ -524,7 +524,7 @@ def build_page(models: dict[str, ImageModel]):
             with gradio.Column(scale=4, min_width=320):
                 model = gradio.Dropdown(names, value=names[0], label="Model", visible=len(names) > 1)
                 image = gradio.Image(
-                    label="Image", type="filepath", sources=["upload", "clipboard"], height=320, elem_id="picture"
+                    label="Image", type="filepath", sources=["upload", "clipboard"], height=320, elem_id="image"
                 )
                 image.preprocess = lambda file: file and file.path  # as it was uploaded, for `read_image`
                 text = gradio.Textbox(

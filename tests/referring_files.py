@@ -13,14 +13,14 @@ from datasets import Image, List, Value
 from PIL import Image as Pillow
 from pycocotools import mask as coco_mask
 
-SPLITS = {"train": 70, "val": 14, "testA": 13, "testB": 13}  # pictures, three references in each
+SPLITS = {"train": 70, "val": 14, "testA": 13, "testB": 13}  # images, three references in each
 HEIGHTS, WIDTHS = (47, 53, 61, 67, 97, 101), (41, 71, 83, 89, 103)
 KINDS = ("polygon", "overlapping", "parts", "outside", "fractions", "hole", "compressed", "crowd")
 CATEGORIES = {1: "person", 5: "airplane", 18: "dog"}
 
 
 @dataclass(frozen=True)
-class Picture:
+class DrawnImage:
     image_id: int
     height: int
     width: int
@@ -47,14 +47,14 @@ class Object:
 class Reference:
     ref_id: int
     split: str
-    picture: Picture
+    image: DrawnImage
     objects: list[Object]
     sentences: list[dict]
 
     @cached_property
     def mask(self) -> np.ndarray:
         """The oracle: every pixel of any part, each part decoded by itself."""
-        mask = np.zeros((self.picture.height, self.picture.width), dtype=bool)
+        mask = np.zeros((self.image.height, self.image.width), dtype=bool)
         for part in [part for thing in self.objects for part in thing.parts]:
             mask |= coco_mask.decode(run_lengths(part, *mask.shape)) == 1
         return mask
@@ -77,32 +77,32 @@ def run_lengths(part, height: int, width: int) -> dict:
     return part if isinstance(part["counts"], str) else coco_mask.frPyObjects(part, height, width)
 
 
-def build(num_pictures: dict[str, int] = SPLITS) -> list[Reference]:
-    """330 references to 110 pictures, in no order, each kind of mask in each split; or fewer."""
+def build(num_images: dict[str, int] = SPLITS) -> list[Reference]:
+    """330 references to 110 images, in no order, each kind of mask in each split; or fewer."""
     rng = np.random.default_rng(7)
-    splits = [split for split, number in num_pictures.items() for _ in range(number)]
+    splits = [split for split, number in num_images.items() for _ in range(number)]
     references = []
     for number, split in enumerate(splits):
-        picture = draw_picture(rng, number)
+        image = draw_image(rng, number)
         for _ in range(3):
             place = len(references)
-            thing = draw_object(rng, KINDS[place % len(KINDS)], place, picture.height, picture.width)
-            references.append(Reference(5_000 + 3 * place, split, picture, [thing], sentences(place)))
+            thing = draw_object(rng, KINDS[place % len(KINDS)], place, image.height, image.width)
+            references.append(Reference(5_000 + 3 * place, split, image, [thing], sentences(place)))
     rng.shuffle(references)
     return references
 
 
-def draw_picture(rng, number: int) -> Picture:
+def draw_image(rng, number: int) -> DrawnImage:
     height, width = HEIGHTS[number % len(HEIGHTS)], WIDTHS[number % len(WIDTHS)]
     pixels = rng.integers(0, 256, (height, width) if number % 11 == 5 else (height, width, 3), dtype=np.uint8)
     buffer = io.BytesIO()
     Pillow.fromarray(pixels).save(buffer, "PNG" if number % 7 == 3 else "JPEG")
-    return Picture(100_003 + 17 * number, height, width, buffer.getvalue())
+    return DrawnImage(100_003 + 17 * number, height, width, buffer.getvalue())
 
 
 def draw_object(rng, kind: str, place: int, height: int, width: int) -> Object:
     def around(x: float, y: float, size: float, decimals: int = 0) -> list[float]:
-        """A polygon with corners at all sides of a point given in parts of the picture, as is its size."""
+        """A polygon with corners at all sides of a point given in parts of the image, as is its size."""
         angles = np.sort(rng.uniform(0, 2 * np.pi, 9))
         radii = rng.uniform(0.6, 1, 9) * size * min(height, width)
         corners = np.stack([x * width + radii * np.cos(angles), y * height + radii * np.sin(angles)], axis=1)
@@ -157,20 +157,20 @@ def sentences(place: int) -> list[dict]:
 
 
 def generalised(references: list[Reference]) -> list[Reference]:
-    """gRefCOCO's kinds for each picture: one object, two of them, all three, and nothing."""
+    """gRefCOCO's kinds for each image: one object, two of them, all three, and nothing."""
     made = []
-    for references_there in by_picture(references).values():
+    for references_there in by_image(references).values():
         things = [reference.objects[0] for reference in references_there]
         for objects in (things[:1], things[:2], things, []):
             place, first = len(made), references_there[0]
-            made.append(Reference(70_000 + place, first.split, first.picture, objects, sentences(place)))
+            made.append(Reference(70_000 + place, first.split, first.image, objects, sentences(place)))
     return made
 
 
-def by_picture(references: list[Reference]) -> dict[int, list[Reference]]:
+def by_image(references: list[Reference]) -> dict[int, list[Reference]]:
     grouped = {}
     for reference in references:
-        grouped.setdefault(reference.picture.image_id, []).append(reference)
+        grouped.setdefault(reference.image.image_id, []).append(reference)
     return grouped
 
 
@@ -181,7 +181,7 @@ def by_split(references: list[Reference]) -> dict[str, list[Reference]]:
     return grouped
 
 
-# The names of pictures.
+# The names of images.
 def name_2014(image_id: int) -> str:
     return f"COCO_train2014_{image_id:012d}.jpg"
 
@@ -195,17 +195,17 @@ def name_refclef(image_id: int) -> str:
 
 
 # COCO's and the official files' records.
-def image_record(picture: Picture, name=name_2014) -> dict:
-    return {"license": 3, "file_name": name(picture.image_id), "id": picture.image_id} | {
-        "height": picture.height,
-        "width": picture.width,
+def image_record(image: DrawnImage, name=name_2014) -> dict:
+    return {"license": 3, "file_name": name(image.image_id), "id": image.image_id} | {
+        "height": image.height,
+        "width": image.width,
     }
 
 
-def annotation_record(thing: Object, picture: Picture) -> dict:
+def annotation_record(thing: Object, image: DrawnImage) -> dict:
     return {
         "id": thing.ann_id,
-        "image_id": picture.image_id,
+        "image_id": image.image_id,
         "category_id": thing.category_id,
         "iscrowd": thing.iscrowd,
         "area": 1.0,
@@ -220,8 +220,8 @@ def ref_record(reference: Reference) -> dict:
         "ref_id": reference.ref_id,
         "ann_id": thing.ann_id,
         "category_id": thing.category_id,
-        "image_id": reference.picture.image_id,
-        "file_name": f"COCO_train2014_{reference.picture.image_id:012d}_{thing.ann_id}.jpg",  # no picture's name
+        "image_id": reference.image.image_id,
+        "file_name": f"COCO_train2014_{reference.image.image_id:012d}_{thing.ann_id}.jpg",  # no image's name
         "split": reference.split,
         "sent_ids": [sentence["sent_id"] for sentence in reference.sentences],
         "sentences": reference.sentences,
@@ -240,10 +240,10 @@ NOTHING = Object(-1, -1, 0, [], [], [])
 
 
 # Official files: ROOT/dataset/refs(split_by).p, instances.json, images/.
-def write_official(root, references, dataset="refcoco", split_by="unc", name=name_2014, picture_name=None) -> Path:
-    """`name` is in instances.json, `picture_name` on the disk."""
+def write_official(root, references, dataset="refcoco", split_by="unc", name=name_2014, image_name=None) -> Path:
+    """`name` is in instances.json, `image_name` on the disk."""
     folder = Path(root) / dataset
-    write_pictures(folder / "images", references, picture_name or name)
+    write_images(folder / "images", references, image_name or name)
     write_instances(folder / "instances.json", references, name)
     (folder / f"refs({split_by}).p").write_bytes(pickle.dumps([ref_record(ref) for ref in references], protocol=2))
     return Path(root)
@@ -251,29 +251,29 @@ def write_official(root, references, dataset="refcoco", split_by="unc", name=nam
 
 def write_grefcoco(root, references: list[Reference]) -> Path:
     folder = Path(root) / "grefcoco"
-    write_pictures(folder / "images", references, name_2014)
+    write_images(folder / "images", references, name_2014)
     write_instances(folder / "instances.json", references, name_2014)
     (folder / "grefs(unc).json").write_text(json.dumps([gref_record(reference) for reference in references]))
     return Path(root)
 
 
-def write_pictures(folder: Path, references: list[Reference], name=name_2014) -> Path:
+def write_images(folder: Path, references: list[Reference], name=name_2014) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
-    for references_there in by_picture(references).values():
-        picture = references_there[0].picture
-        (folder / name(picture.image_id)).write_bytes(picture.data)
+    for references_there in by_image(references).values():
+        image = references_there[0].image
+        (folder / name(image.image_id)).write_bytes(image.data)
     return folder
 
 
 def write_instances(path: Path, references: list[Reference], name) -> None:
-    pictures = {reference.picture.image_id: reference.picture for reference in references}
+    images = {reference.image.image_id: reference.image for reference in references}
     annotations = {
-        thing.ann_id: annotation_record(thing, reference.picture)
+        thing.ann_id: annotation_record(thing, reference.image)
         for reference in references
         for thing in reference.objects
     }
     instances = {
-        "images": [image_record(picture, name) for picture in pictures.values()],
+        "images": [image_record(image, name) for image in images.values()],
         "annotations": list(annotations.values()),
         "categories": [{"id": number, "name": name} for number, name in CATEGORIES.items()],
     }
@@ -371,34 +371,34 @@ def write_parquet(folder, split: str, rows: list[dict], features: datasets.Featu
     return Path(folder)
 
 
-def embedded(picture: Picture) -> dict:
-    return {"bytes": picture.data, "path": name_2014(picture.image_id)}
+def embedded(image: DrawnImage) -> dict:
+    return {"bytes": image.data, "path": name_2014(image.image_id)}
 
 
 def joined_row(reference: Reference) -> dict:
-    """jxu124/refcoco: a row a reference, no picture."""
-    picture, thing, name = reference.picture, reference.objects[0], name_2014(reference.picture.image_id)
+    """jxu124/refcoco: a row a reference, no image."""
+    image, thing, name = reference.image, reference.objects[0], name_2014(reference.image.image_id)
     return {
         **ref_record(reference),
-        "raw_anns": json.dumps(annotation_record(thing, picture)),
-        "raw_image_info": json.dumps(image_record(picture)),
+        "raw_anns": json.dumps(annotation_record(thing, image)),
+        "raw_image_info": json.dumps(image_record(image)),
         "raw_sentences": json.dumps(reference.sentences),
         "image_path": f"coco/train2014/{name}",
         "bbox": reference.box,
         "captions": [sentence["sent"] for sentence in reference.sentences],
-        "global_image_id": f"coco.{picture.image_id}",
+        "global_image_id": f"coco.{image.image_id}",
         "anns_id": f"coco.{thing.ann_id}",
     }
 
 
 def benchmark_row(references: list[Reference]) -> dict:
-    """jxu124/refcoco-benchmark: a row a picture; its column holds polygons only."""
-    picture = references[0].picture
+    """jxu124/refcoco-benchmark: a row an image; its column holds polygons only."""
+    image = references[0].image
     return {
-        "image": embedded(picture),
-        "image_info": image_record(picture),
+        "image": embedded(image),
+        "image_info": image_record(image),
         "ref_list": [
-            {"ann_info": annotation_record(ref.objects[0], picture), "ref_info": ref_record(ref)} for ref in references
+            {"ann_info": annotation_record(ref.objects[0], image), "ref_info": ref_record(ref)} for ref in references
         ],
     }
 
@@ -408,19 +408,19 @@ def question_row(reference: Reference, number: int) -> dict:
     (polygon,) = reference.polygons
     return {
         "question_id": str(reference.objects[0].ann_id),
-        "image": embedded(reference.picture),
+        "image": embedded(reference.image),
         "question": "Please carefully observe the area circled in the image and come up with a caption for it.",
         "answer": [sentence["sent"] for sentence in reference.sentences],
         "segmentation": polygon,
         "bbox": reference.objects[0].bbox,
         "iscrowd": 0,
-        "file_name": f"COCO_train2014_{reference.picture.image_id:012d}_{number}.jpg",
+        "file_name": f"COCO_train2014_{reference.image.image_id:012d}_{number}.jpg",
     }
 
 
 def cleaned_row(references: list[Reference]) -> dict:
-    """moondream/refcoco-m: a row a picture, all masks as compressed run lengths."""
-    picture = references[0].picture
+    """moondream/refcoco-m: a row an image, all masks as compressed run lengths."""
+    image = references[0].image
     samples = [
         {
             "id": reference.objects[0].ann_id,
@@ -433,9 +433,9 @@ def cleaned_row(references: list[Reference]) -> dict:
         for reference in references
     ]
     return {
-        "image": embedded(picture),
-        "image_id": picture.image_id,
-        "file_name": name_2014(picture.image_id),
+        "image": embedded(image),
+        "image_id": image.image_id,
+        "file_name": name_2014(image.image_id),
         "samples": samples,
     }
 
@@ -449,7 +449,7 @@ def write_joined(folder, references: list[Reference]) -> Path:
 
 def write_benchmark(folder, references: list[Reference]) -> Path:
     for split, references_there in by_split(references).items():
-        rows = [benchmark_row(several) for several in by_picture(references_there).values()]
+        rows = [benchmark_row(several) for several in by_image(references_there).values()]
         write_parquet(folder, f"refcoco_unc_{split}", rows, BENCHMARK)
     return Path(folder)
 
@@ -463,4 +463,4 @@ def write_questions(folder, references: list[Reference]) -> Path:
 
 
 def write_cleaned(folder, references: list[Reference], split: str = "validation") -> Path:
-    return write_parquet(folder, split, [cleaned_row(several) for several in by_picture(references).values()], CLEANED)
+    return write_parquet(folder, split, [cleaned_row(several) for several in by_image(references).values()], CLEANED)

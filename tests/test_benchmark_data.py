@@ -21,7 +21,7 @@ def test_the_benchmark_measures_every_part():
     size = ("--references", "300", "--sentences", "800", "--images", "120")
     figures = measured(*size, "--loader_images", "16", "--repeats", "1")
     check(figures["large set"], 300, 800)
-    assert {"plain loop", "loader, 0 workers", "loader, 2 workers"} == figures["loader"]["pictures a second"].keys()
+    assert {"plain loop", "loader, 0 workers", "loader, 2 workers"} == figures["loader"]["images a second"].keys()
 
 
 @pytest.mark.slow
@@ -29,7 +29,7 @@ def test_a_set_of_refcocos_size_is_read_in_200_mb_and_stored_in_little_more_than
     figures = measured("--loader_images", "16", "--repeats", "1")["large set"]
     check(figures, 42_404, 120_624)
     assert all(figures[part]["grown, MB"] < 200 for part in ("from cache", "prepared, from cache"))
-    assert figures["parquet to pictures"] < 1.1
+    assert figures["parquet to images"] < 1.1
 
 
 def test_the_benchmark_of_generated_sentences_measures_work_and_memory():

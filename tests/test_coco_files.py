@@ -303,7 +303,7 @@ MASKS = {  # file name → what makes it
     "black.png": lambda path: Image.new("L", (WIDTH, HEIGHT)).save(path),
     "turned.png": lambda path: Image.fromarray(rectangle().T.copy()).save(path),
     "cut.png": lambda path: path.write_bytes(_png_of_noise()[:-200]),
-    "text.png": lambda path: path.write_text("no picture"),
+    "text.png": lambda path: path.write_text("no image"),
     "link.png": lambda path: path.symlink_to(path.parents[2] / "outside.png"),
 }
 
@@ -391,7 +391,7 @@ def faulty(tmp_path_factory):
     my = draw(tmp_path_factory.mktemp("faulty") / "my")
     Image.fromarray(rectangle()).save(my.parent / "outside.png")
     (my / "images" / "link.jpg").symlink_to(my.parent / "outside.png")
-    (my / "images" / "text.jpg").write_text("no picture")
+    (my / "images" / "text.jpg").write_text("no image")
     Image.new("RGB", (WIDTH + 1, HEIGHT + 1)).save(my / "images" / "larger.jpg")
     save_turned(my / "images" / "turned.jpg", WIDTH, HEIGHT)
     for name, make in MASKS.items():

@@ -59,7 +59,7 @@ def scene(number: int) -> np.ndarray:
 
 
 @pytest.mark.parametrize("threshold", [0.2, 0.5])
-def test_answers_are_the_pipelines_whether_the_picture_is_new_or_remembered(scenes_model, pipe, threshold):
+def test_answers_are_the_pipelines_whether_the_image_is_new_or_remembered(scenes_model, pipe, threshold):
     expected = pipe(Image.fromarray(scene(0)), text=QUESTIONS, threshold=threshold)
     for remembered in (False, True):
         answers, timing = scenes_model.ask(scene(0), QUESTIONS, threshold)
@@ -70,7 +70,7 @@ def test_answers_are_the_pipelines_whether_the_picture_is_new_or_remembered(scen
             assert answer.found is (one["mask"].getbbox() is not None)
 
 
-def test_a_picture_is_encoded_once_however_often_it_is_asked_about(scenes_model, monkeypatch):
+def test_an_image_is_encoded_once_however_often_it_is_asked_about(scenes_model, monkeypatch):
     encoded = []
     encode = scenes_model.model.get_image_features
     monkeypatch.setattr(scenes_model.model, "get_image_features", lambda pixels: encoded.append(1) or encode(pixels))
@@ -83,7 +83,7 @@ def test_a_picture_is_encoded_once_however_often_it_is_asked_about(scenes_model,
     assert len(encoded) == 2
 
 
-def test_the_picture_that_was_not_asked_about_for_longest_is_forgotten(scenes_model, monkeypatch):
+def test_the_image_that_was_not_asked_about_for_longest_is_forgotten(scenes_model, monkeypatch):
     monkeypatch.setattr(scenes_model.segmenter, "remembered_images", 2)
     asked = [scenes_model.ask(scene(number), ["heart"])[1].remembered for number in (0, 1, 0, 2, 0, 1)]
     assert asked == [False, False, True, False, True, False]
@@ -104,8 +104,8 @@ def tiny(request, tmp_path_factory) -> ImageModel:
 
 
 def test_a_mask_is_where_the_probability_is_above_the_threshold(tiny):
-    picture = np.random.default_rng(0).integers(0, 256, (40, 90, 3), np.uint8)
-    answers, _ = tiny.ask(picture, ["the red cup", "left"], threshold=0.5)
+    image = np.random.default_rng(0).integers(0, 256, (40, 90, 3), np.uint8)
+    answers, _ = tiny.ask(image, ["the red cup", "left"], threshold=0.5)
     for answer in answers:
         np.testing.assert_array_equal(tiny.probability(answer, (40, 90)) > 0.5, answer.mask)
         assert tiny.probability(answer, (20, 45)).shape == (20, 45)
@@ -174,7 +174,7 @@ def test_a_bad_upload_gives_a_sentence_without_the_servers_paths(name, tmp_path)
     assert str(tmp_path) not in str(caught.value) and "BytesIO" not in str(caught.value)
 
 
-def test_no_picture_a_deleted_one_and_one_of_too_many_bytes_give_a_sentence(tmp_path, monkeypatch):
+def test_no_image_a_deleted_one_and_one_of_too_many_bytes_give_a_sentence(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="An image is needed"):
         read_image(None)
     with pytest.raises(ValueError, match="Upload it again"):
@@ -215,7 +215,7 @@ def test_what_is_typed_cannot_become_part_of_the_page(scenes_model):
     assert "<img" not in html and "<b>&" not in html and "&lt;img src=x&gt;" in html and html.count("<i>") == 0
 
 
-def test_the_timing_tells_the_picture_from_the_expressions():
+def test_the_timing_tells_the_image_from_the_expressions():
     new = demo.timing_text(Timing(image=90.0, remembered=False, expressions=30.0), 3)
     again = demo.timing_text(Timing(image=90.0, remembered=True, expressions=30.0), 1)
     assert "encoded in **90.0 ms**" in new and "3 in **30.0 ms**, 10.0 ms each" in new
@@ -302,7 +302,7 @@ def server(tmp_path_factory) -> Iterator[tuple[str, int]]:
 
 @pytest.fixture(scope="module")
 def ask(server):
-    """Ask the page: picture, expressions and perhaps threshold and model give what its API gives."""
+    """Ask the page: image, expressions and perhaps threshold and model give what its API gives."""
     from gradio_client import Client, handle_file
 
     client = Client(server[0], verbose=False)
@@ -326,7 +326,7 @@ def test_the_api_gives_the_pipelines_answers(ask, pipe, tmp_path):
     assert data["answers"][2]["unknown_words"] == ["zorp"]
     again = ask(path, QUESTIONS[0], 0.3)
     assert plain(again) == by_pipeline(pipe, path, QUESTIONS[:1], 0.3)
-    assert again["milliseconds"]["picture_was_remembered"] and not data["milliseconds"]["picture_was_remembered"]
+    assert again["milliseconds"]["image_was_remembered"] and not data["milliseconds"]["image_was_remembered"]
 
 
 @needs_gradio
@@ -340,7 +340,7 @@ def test_another_model_can_be_chosen_and_an_unknown_one_is_refused(ask, tmp_path
         ask(path, "heart", 0.5, "none such")
     second = str(caught.value).split("'")[-2]
     data = ask(path, "heart", 0.5, second)
-    assert data["model"] == second and not data["milliseconds"]["picture_was_remembered"]
+    assert data["model"] == second and not data["milliseconds"]["image_was_remembered"]
     assert plain(data) == plain(ask(path, "heart"))
 
 
@@ -388,11 +388,11 @@ def test_whatever_is_typed_gets_a_sentence_or_the_pipelines_answer(ask, pipe, ty
             ask(path, typed)
 
 
-def call(address: str, picture: dict, expressions="heart") -> str:
+def call(address: str, image: dict, expressions="heart") -> str:
     """What the server says to a request that gradio's client would not send."""
     import httpx
 
-    data = {"data": [picture, expressions, 0.5, "m3dec-scenes (drawn scenes only)"]}
+    data = {"data": [image, expressions, 0.5, "m3dec-scenes (drawn scenes only)"]}
     event = httpx.post(f"{address}/gradio_api/call/segment", json=data).json()["event_id"]
     return httpx.get(f"{address}/gradio_api/call/segment/{event}", timeout=60).text
 
@@ -583,7 +583,7 @@ class Browser:
             time.sleep(0.1)
         raise AssertionError(f"{selector} gave no file")
 
-    def picture(self, path: Path):
+    def screenshot(self, path: Path):
         """The whole page as a PNG."""
         size = self.send("Page.getLayoutMetrics")["cssContentSize"]
         shot = {"format": "png", "captureBeyondViewport": True, "clip": {**size, "scale": 1}}
@@ -610,8 +610,8 @@ def browser(request) -> Iterator[Browser]:
         browser.close()
 
 
-def an_own_picture(path: Path) -> Path:
-    """A picture that no example is: a red square and a blue circle on grey, 300 x 200."""
+def an_own_image(path: Path) -> Path:
+    """An image that no example is: a red square and a blue circle on grey, 300 x 200."""
     image = Image.new("RGB", (300, 200), (120, 120, 120))
     draw = ImageDraw.Draw(image)
     draw.rectangle((40, 60, 110, 130), fill=(214, 36, 44))
@@ -648,7 +648,7 @@ def test_a_browser_that_resolves_no_name_segments_shows_and_downloads(server, pi
 
     browser.click("button[role=tab]", "Attention")
     browser.wait("document.querySelector('#attention img')?.naturalWidth > 300")
-    browser.picture(tmp_path / "page.png")
+    browser.screenshot(tmp_path / "page.png")
     assert browser.run("document.documentElement.scrollWidth <= innerWidth")  # no scrolling sideways
 
     browser.click("#find")  # one expression, while the details are of the second; and another example at once
@@ -656,12 +656,12 @@ def test_a_browser_that_resolves_no_name_segments_shows_and_downloads(server, pi
     browser.click("tr.tr-body", other)
     browser.wait(f"document.querySelector('#answers').innerText.includes('{other}')")
 
-    browser.click("#find")  # once more about the same picture
+    browser.click("#find")  # once more about the same image
     browser.wait("document.body.innerText.includes('not encoded again')")
 
-    browser.click("#picture button[aria-label*='Clear'], #picture button[aria-label*='Remove']")
+    browser.click("#image button[aria-label*='Clear'], #image button[aria-label*='Remove']")
     browser.wait("document.querySelector('input[type=file]') && !document.querySelector('#answers table')")
-    own = an_own_picture(tmp_path / "own.png")
+    own = an_own_image(tmp_path / "own.png")
     browser.upload(own)
     browser.wait("document.querySelector('img[src*=\"own.png\"]')")
     time.sleep(1)  # as people do: the page empties the answer's place first

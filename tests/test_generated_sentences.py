@@ -501,14 +501,14 @@ def uncompressed(mask: np.ndarray) -> list[int]:
 
 
 def test_an_instance_file_is_read_as_pycocotools_reads_it(folder, monkeypatch):
-    theirs, pictures = COCO(str(folder / "instances.json")), ImageFolder(folder / "images")
+    theirs, images = COCO(str(folder / "instances.json")), ImageFolder(folder / "images")
     for block in (2**22, 97):  # a window that holds all, and one that ends in the middle of everything
         monkeypatch.setattr(photographs, "BLOCK", block)
         file = InstanceFile(folder / "instances.json")
         assert len(file) == len(theirs.anns)
         assert list(file.images) == list(theirs.imgs)
         for image_id, image in theirs.imgs.items():
-            drawn = file.photograph(image_id, pictures)
+            drawn = file.photograph(image_id, images)
             assert drawn.file_name == image["file_name"]
             masks = {thing.id: thing.within((0, 0, WIDTH, HEIGHT)) for thing in drawn.things}
             expected = {one["id"]: theirs.annToMask(one).astype(bool) for one in theirs.imgToAnns[image_id]}
@@ -548,10 +548,10 @@ def test_an_annotation_of_an_unknown_category_is_named(folder, tmp_path):
     path = tmp_path / "instances.json"
     text = (folder / "instances.json").read_text(encoding="utf-8")
     path.write_text(re.sub(r'"category_id": 1\b', '"category_id": 77', text), encoding="utf-8")
-    file, pictures = InstanceFile(path), ImageFolder(folder / "images")
+    file, images = InstanceFile(path), ImageFolder(folder / "images")
     with pytest.raises(ReferringDataError, match=r"category is one of the file's, but annotation \d+ .* has 77"):
         for image_id in file.images:
-            file.photograph(image_id, pictures)
+            file.photograph(image_id, images)
 
 
 def generated(folder, **options):
@@ -590,9 +590,9 @@ def test_every_sentence_has_a_kind_and_only_nothing_has_an_empty_mask(splits):
 def test_val_photographs_are_never_seen_in_training_nor_in_its_mosaics(folder, monkeypatch):
     shown, original = set(), InstanceFile.photograph
 
-    def noted(self, number, pictures):
+    def noted(self, number, images):
         shown.add(number)
-        return original(self, number, pictures)
+        return original(self, number, images)
 
     monkeypatch.setattr(InstanceFile, "photograph", noted)
     options = {"instances": str(folder / "instances.json"), "image_root": str(folder / "images"), "words": None}

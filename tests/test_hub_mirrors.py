@@ -19,7 +19,7 @@ from m3dec.processing.referring_data.readers import hub_mirrors
 from m3dec.processing.referring_data.readers.images import MissingImagesError
 from m3dec.processing.referring_data.readers.prepared_shards import write_prepared
 
-REFERENCES = files.build(num_pictures={"train": 2, "val": 2, "testA": 2, "testB": 2})
+REFERENCES = files.build(num_images={"train": 2, "val": 2, "testA": 2, "testB": 2})
 VAL = [reference for reference in REFERENCES if reference.split == "val"]
 TRAIN = [reference for reference in REFERENCES if reference.split == "train"]
 POLYGON = next(reference for reference in VAL if reference.polygons and len(reference.polygons) == 1)
@@ -69,8 +69,8 @@ def renamed(tree, names: list[str], new: str | None):
 
 
 @pytest.fixture(scope="module")
-def pictures(tmp_path_factory):
-    return files.write_pictures(tmp_path_factory.mktemp("pictures"), REFERENCES)
+def images(tmp_path_factory):
+    return files.write_images(tmp_path_factory.mktemp("images"), REFERENCES)
 
 
 @pytest.fixture(scope="module")
@@ -85,27 +85,27 @@ def read(name, **options) -> list[dict]:
     return [row for table in tables for row in table]
 
 
-def mirror_options(mirror: str, pictures) -> dict:
-    return {"image_root": pictures} if mirror == "joined" else {}
+def mirror_options(mirror: str, images) -> dict:
+    return {"image_root": images} if mirror == "joined" else {}
 
 
 @pytest.mark.parametrize("mirror", MIRRORS)
-def test_the_rows_that_the_errors_are_tried_on_are_good_ones(mirror, tmp_path, pictures):
+def test_the_rows_that_the_errors_are_tried_on_are_good_ones(mirror, tmp_path, images):
     row, features, _ = MIRRORS[mirror]
     folder = files.write_parquet(tmp_path, "val", [row], features)
-    (reference,) = read(folder, **mirror_options(mirror, pictures))
-    assert reference["image_id"] == (VAL[0] if mirror in ("joined", "cleaned") else POLYGON).picture.image_id
+    (reference,) = read(folder, **mirror_options(mirror, images))
+    assert reference["image_id"] == (VAL[0] if mirror in ("joined", "cleaned") else POLYGON).image.image_id
 
 
 @pytest.mark.parametrize("new", ["other", None], ids=["renamed", "removed"])
 @pytest.mark.parametrize("mirror, path", CASES)
-def test_a_field_that_is_not_there_is_named_beside_the_columns_found(mirror, path, new, tmp_path, pictures):
+def test_a_field_that_is_not_there_is_named_beside_the_columns_found(mirror, path, new, tmp_path, images):
     row, features, _ = MIRRORS[mirror]
     names = path.split(".")
     row, features = renamed(row, names, new), datasets.Features(renamed(dict(features), names, new))
     folder = files.write_parquet(tmp_path, "val", [row], features)
     with pytest.raises(ReferringDataError) as error:
-        read(folder, streaming=True, **mirror_options(mirror, pictures))
+        read(folder, streaming=True, **mirror_options(mirror, images))
     message = str(error.value)
     before, _, found = message.partition("columns found are")
     assert names[-1] in before
@@ -113,24 +113,24 @@ def test_a_field_that_is_not_there_is_named_beside_the_columns_found(mirror, pat
 
 
 @pytest.mark.parametrize("mirror, path", [case for case in CASES if case[1].count(".") in (0, 3)])
-def test_without_streaming_a_renamed_field_is_named_as_well(mirror, path, tmp_path, pictures):
+def test_without_streaming_a_renamed_field_is_named_as_well(mirror, path, tmp_path, images):
     row, features, _ = MIRRORS[mirror]
     names = path.split(".")
     row, features = renamed(row, names, "other"), datasets.Features(renamed(dict(features), names, "other"))
     folder = files.write_parquet(tmp_path, "val", [row], features)
     with pytest.raises(ReferringDataError, match=rf"(?s){names[-1]}.*columns found are.*{next(iter(features))}"):
-        read(folder, **mirror_options(mirror, pictures))
+        read(folder, **mirror_options(mirror, images))
 
 
 @pytest.mark.parametrize("streaming", [False, True])
 @pytest.mark.parametrize(
     "mirror, column", [("questions", "answer"), ("questions", "bbox"), ("cleaned", "samples"), ("joined", "sentences")]
 )
-def test_a_field_without_a_value_is_an_error_that_shows_which(mirror, column, streaming, tmp_path, pictures):
+def test_a_field_without_a_value_is_an_error_that_shows_which(mirror, column, streaming, tmp_path, images):
     row, features, _ = MIRRORS[mirror]
     folder = files.write_parquet(tmp_path, "val", [{**row, column: None}], features)
     with pytest.raises(ReferringDataError, match=rf"Row 0 of '\w+'.*{column} \(NoneType\)"):
-        read(folder, streaming=streaming, **mirror_options(mirror, pictures))
+        read(folder, streaming=streaming, **mirror_options(mirror, images))
 
 
 @pytest.fixture(scope="module")
@@ -174,10 +174,10 @@ def test_a_prepared_table_of_wider_numbers_is_cast(streaming, prepared, tmp_path
 
 @pytest.mark.parametrize("streaming", [False, True])
 @pytest.mark.parametrize("source", ["hub", "prepared"])
-def test_a_prepared_row_that_names_a_file_of_this_computer_opens_none(source, streaming, prepared, pictures, tmp_path):
+def test_a_prepared_row_that_names_a_file_of_this_computer_opens_none(source, streaming, prepared, images, tmp_path):
     table = datasets.load_dataset(str(prepared), split="val").cast_column("image", datasets.Image(decode=False))
     rows = table.to_list()
-    rows[-1]["image"] = {"bytes": None, "path": str(next(pictures.iterdir()))}
+    rows[-1]["image"] = {"bytes": None, "path": str(next(images.iterdir()))}
     shutil.copytree(prepared, tmp_path / "shards")
     (shard,) = (tmp_path / "shards" / "data").iterdir()
     datasets.Dataset.from_list(rows, features=table.features).to_parquet(shard)
@@ -195,10 +195,10 @@ def test_unknown_columns_are_an_error_that_names_what_the_nearest_mirror_has(tmp
 
 # Splits.
 @pytest.mark.parametrize("streaming", [False, True])
-def test_the_split_called_test_by_jxu124_is_test_a_and_asking_for_it_names_those_there_are(streaming, joined, pictures):
+def test_the_split_called_test_by_jxu124_is_test_a_and_asking_for_it_names_those_there_are(streaming, joined, images):
     with pytest.raises(ReferringDataError, match=r"no split 'test'; it has 'train', 'val', 'testA', 'testB'\."):
-        read(joined, split="test", image_root=pictures, streaming=streaming)
-    rows = read(joined, split="testA", image_root=pictures, streaming=streaming)
+        read(joined, split="test", image_root=images, streaming=streaming)
+    rows = read(joined, split="testA", image_root=images, streaming=streaming)
     assert {row["ref_id"] for row in rows} == {ref.ref_id for ref in REFERENCES if ref.split == "testA"}
 
 
@@ -275,17 +275,17 @@ def test_cleaned_val_is_val_whatever_its_files_are_called(theirs, streaming, tmp
 
 
 @pytest.mark.parametrize("streaming", [False, True])
-def test_a_row_of_another_split_than_its_table_is_an_error(streaming, tmp_path, pictures):
+def test_a_row_of_another_split_than_its_table_is_an_error(streaming, tmp_path, images):
     rows = [files.joined_row(VAL[0]), files.joined_row(TRAIN[0])]
     files.write_parquet(tmp_path, "validation", rows, files.JOINED)
     with pytest.raises(ReferringDataError, match=rf"'val' holds reference {TRAIN[0].ref_id} of 'train'"):
-        read(tmp_path, image_root=pictures, streaming=streaming)
+        read(tmp_path, image_root=images, streaming=streaming)
 
 
-def test_a_split_whose_name_is_a_path_writes_nowhere(tmp_path, pictures):
+def test_a_split_whose_name_is_a_path_writes_nowhere(tmp_path, images):
     rows = [files.joined_row(VAL[0]) | {"split": "../../train"}]
     files.write_parquet(tmp_path / "mirror", "validation", rows, files.JOINED)
-    splits = load_referring_dataset("hub", name=tmp_path / "mirror", image_root=pictures)
+    splits = load_referring_dataset("hub", name=tmp_path / "mirror", image_root=images)
     with pytest.raises(ReferringDataError, match=r"'\.\./\.\./train'"):
         write_prepared(splits, tmp_path / "a" / "b")
     assert not (tmp_path / "a").exists()
@@ -300,16 +300,16 @@ def test_a_mirror_without_images_asks_for_their_folder(joined, streaming):
 
 @pytest.mark.parametrize("streaming", [False, True])
 def test_a_missing_image_is_an_error_or_leaves_its_references_out(joined, streaming, tmp_path, caplog):
-    pictures = files.write_pictures(tmp_path, REFERENCES)
-    gone = files.name_2014(VAL[0].picture.image_id)
-    (pictures / gone).unlink()
-    options = {"split": "val", "image_root": pictures, "streaming": streaming}
+    images = files.write_images(tmp_path, REFERENCES)
+    gone = files.name_2014(VAL[0].image.image_id)
+    (images / gone).unlink()
+    options = {"split": "val", "image_root": images, "streaming": streaming}
     with pytest.raises(MissingImagesError, match=gone) as error:
         read(joined, **options)
     assert error.value.names == [gone]
     with caplog.at_level(logging.WARNING):
         rows = read(joined, **options, on_missing="skip")
-    assert {row["ref_id"] for row in rows} == {ref.ref_id for ref in VAL if ref.picture != VAL[0].picture}
+    assert {row["ref_id"] for row in rows} == {ref.ref_id for ref in VAL if ref.image != VAL[0].image}
     assert gone in caplog.text
 
 
@@ -317,7 +317,7 @@ def test_a_missing_image_is_an_error_or_leaves_its_references_out(joined, stream
 @pytest.mark.parametrize("mirror", ["benchmark", "cleaned"])
 def test_an_image_of_another_size_than_its_annotations_is_an_error(mirror, streaming, tmp_path):
     row, features, _ = MIRRORS[mirror]
-    other = TRAIN[0].picture
+    other = TRAIN[0].image
     files.write_parquet(tmp_path, "val", [{**row, "image": files.embedded(other)}], features)
     with pytest.raises(ReferringDataError, match=rf"{other.height}, {other.width}.*\(height, width\)"):
         read(tmp_path, streaming=streaming)
@@ -335,10 +335,10 @@ def test_bytes_that_are_no_image_are_an_error(mirror, tmp_path):
 @pytest.mark.parametrize("streaming", [False, True])
 @pytest.mark.parametrize("column", ["raw_anns", "raw_image_info"])
 @pytest.mark.parametrize("value", ["{'id': 1}", '{"id": ', "[]", "", None])
-def test_records_that_are_no_json_object_are_an_error(column, value, streaming, tmp_path, pictures):
+def test_records_that_are_no_json_object_are_an_error(column, value, streaming, tmp_path, images):
     files.write_parquet(tmp_path, "val", [{**files.joined_row(VAL[0]), column: value}], files.JOINED)
     with pytest.raises(ReferringDataError, match=f"{column} is a (string of JSON|JSON object)"):
-        read(tmp_path, image_root=pictures, streaming=streaming)
+        read(tmp_path, image_root=images, streaming=streaming)
 
 
 @pytest.mark.parametrize(
@@ -346,12 +346,12 @@ def test_records_that_are_no_json_object_are_an_error(column, value, streaming, 
     [("raw_anns", "segmentation"), ("raw_anns", "bbox")]
     + [("raw_image_info", name) for name in ("file_name", "height", "width")],
 )
-def test_a_record_without_a_field_is_an_error_that_names_it(column, field, tmp_path, pictures):
+def test_a_record_without_a_field_is_an_error_that_names_it(column, field, tmp_path, images):
     row = files.joined_row(VAL[0])
     record = json.dumps(renamed(json.loads(row[column]), [field], None))
     files.write_parquet(tmp_path, "val", [{**row, column: record}], files.JOINED)
     with pytest.raises(ReferringDataError, match=f"no '{field}'.*columns found are .*{column}"):
-        read(tmp_path, image_root=pictures)
+        read(tmp_path, image_root=images)
 
 
 @pytest.mark.parametrize("name", ["581857.jpg", "COCO_train2014_581857_3.jpg", "", None])

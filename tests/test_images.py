@@ -12,11 +12,11 @@ from m3dec.processing.referring_data.readers.images import ImageFolder, MissingI
 @pytest.fixture
 def root(tmp_path):
     """A folder of images, with one more outside of it."""
-    (tmp_path / "pictures" / "below").mkdir(parents=True)
+    (tmp_path / "images" / "below").mkdir(parents=True)
     (tmp_path / "outside").mkdir()
-    for name in ("pictures/a.jpg", "pictures/below/b.jpg", "outside/secret.jpg", "secret.jpg"):
-        (tmp_path / name).write_bytes(b"picture")
-    return tmp_path / "pictures"
+    for name in ("images/a.jpg", "images/below/b.jpg", "outside/secret.jpg", "secret.jpg"):
+        (tmp_path / name).write_bytes(b"image")
+    return tmp_path / "images"
 
 
 def test_an_image_is_found_in_the_folder_and_below_it(root):
@@ -38,7 +38,7 @@ def test_what_is_no_file_there_is_not_found(root, name):
         "//secret.jpg",
         "..",
         "../secret.jpg",
-        "../pictures/a.jpg",
+        "../images/a.jpg",
         "below/../a.jpg",
         "below/../../secret.jpg",
         "./../secret.jpg",
@@ -91,9 +91,9 @@ def test_a_link_that_leaves_the_folder_is_refused(root):
 
 
 def test_a_link_into_a_folder_of_a_longer_name_leaves_the_folder(root):
-    (root.parent / "pictures and more").mkdir()
-    (root.parent / "pictures and more" / "c.jpg").write_bytes(b"picture")
-    (root / "c.jpg").symlink_to(root.parent / "pictures and more" / "c.jpg")
+    (root.parent / "images and more").mkdir()
+    (root.parent / "images and more" / "c.jpg").write_bytes(b"image")
+    (root / "c.jpg").symlink_to(root.parent / "images and more" / "c.jpg")
     with pytest.raises(ReferringDataError):
         ImageFolder(root).find("c.jpg")
 
@@ -126,7 +126,7 @@ def test_the_folder_itself_may_be_a_link(root):
 
 def test_a_relative_folder_is_found_from_anywhere_later(root, monkeypatch):
     monkeypatch.chdir(root.parent)
-    folder = ImageFolder("pictures")
+    folder = ImageFolder("images")
     monkeypatch.chdir(root)
     assert folder.find("a.jpg") == str(root / "a.jpg")
 
@@ -139,11 +139,11 @@ def test_a_relative_folder_is_found_from_anywhere_later(root, monkeypatch):
     ],
 )
 def test_an_image_of_coco_is_found_by_its_name_of_the_other_year(root, there, asked):
-    (root / there).write_bytes(b"picture")
+    (root / there).write_bytes(b"image")
     folder = ImageFolder(root)
     assert folder.find(asked) == folder.find(there) == str(root / there)
     assert folder.find(asked.replace("581857", "581858")) is None
-    (root / asked).write_bytes(b"picture")
+    (root / asked).write_bytes(b"image")
     assert folder.find(asked) == str(root / asked)
 
 
@@ -155,8 +155,8 @@ def test_a_link_by_the_name_of_the_other_year_may_not_leave_the_folder(root):
 
 @pytest.mark.parametrize("asked", ["COCO_val2014_000000581857.jpg", "581857.jpg", "x000000581857.jpg"])
 def test_other_names_have_no_other_year(root, asked):
-    (root / "000000581857.jpg").write_bytes(b"picture")
-    (root / "COCO_train2014_581857.jpg").write_bytes(b"picture")
+    (root / "000000581857.jpg").write_bytes(b"image")
+    (root / "COCO_train2014_581857.jpg").write_bytes(b"image")
     assert ImageFolder(root).find(asked) is None
 
 
@@ -189,7 +189,7 @@ def test_another_word_for_what_to_do_with_missing_images_is_an_error(root):
         ImageFolder(root).find_all(["a.jpg"], "ignore")
 
 
-@pytest.mark.parametrize("name", ["nowhere", "pictures/a.jpg"])
+@pytest.mark.parametrize("name", ["nowhere", "images/a.jpg"])
 def test_a_folder_that_is_none_is_an_error(root, name):
     with pytest.raises(FileNotFoundError, match=rf"{name}, which is not a folder"):
         ImageFolder(root.parent / name)

@@ -47,17 +47,17 @@ def one_thread():
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
     """Drawn scenes, and one of them as a camera, a scanner and a drawing program would save it."""
-    folder = tmp_path_factory.mktemp("pictures")
+    folder = tmp_path_factory.mktemp("images")
     (folder / "sub").mkdir()
     for seed in range(NUM_SCENES):
         draw_scene(seed=seed).image.save(folder / f"sub/{seed}.png")
-    picture = draw_scene(seed=20).image.resize((150, 90))
+    image = draw_scene(seed=20).image.resize((150, 90))
     turned = Image.Exif()
     turned[0x0112] = 6  # on its side
-    picture.save(folder / "turned.jpg", exif=turned)
-    Image.fromarray(np.asarray(picture.convert("L")).astype(np.uint16) * 257).save(folder / "deep.png")
-    picture.putalpha(picture.convert("L"))
-    picture.save(folder / "clear.png")
+    image.save(folder / "turned.jpg", exif=turned)
+    Image.fromarray(np.asarray(image.convert("L")).astype(np.uint16) * 257).save(folder / "deep.png")
+    image.putalpha(image.convert("L"))
+    image.save(folder / "clear.png")
     return folder
 
 
@@ -77,7 +77,7 @@ def segmenter(folder) -> ReferringSegmenter:
 @pytest.fixture(scope="module")
 def whole(folder, tmp_path_factory) -> Path:
     """The output of a run that nothing disturbed, in five parts."""
-    return infer_pictures(folder, tmp_path_factory.mktemp("whole") / "out")
+    return infer_images(folder, tmp_path_factory.mktemp("whole") / "out")
 
 
 def flags(folder: Path, output: Path, *more: str) -> list[str]:
@@ -85,7 +85,7 @@ def flags(folder: Path, output: Path, *more: str) -> list[str]:
     return ["--model", str(SHIPPED_CHECKPOINT), "--input", str(folder), "--output", str(output), *asked, *more]
 
 
-def infer_pictures(folder: Path, output: Path, *more: str) -> Path:
+def infer_images(folder: Path, output: Path, *more: str) -> Path:
     infer.main(flags(folder, output, *more))
     return output
 
@@ -132,7 +132,7 @@ def test_a_batch_may_be_numpy_columns_with_one_expression_a_row(folder, truth, s
         assert_is_the_pipelines(row, truth[names[place]][place])
 
 
-def test_paths_stay_in_the_picture_folder_and_sentences_are_read_as_the_model_was_trained(folder, truth, segmenter):
+def test_paths_stay_in_the_image_folder_and_sentences_are_read_as_the_model_was_trained(folder, truth, segmenter):
     sentence = {"sent_id": 1, "raw": "THE RED RING!", "sent": ASKED[1], "category": None}
     table = pa.table({"image": ["turned.jpg", "../secret.png", "http://localhost/a.png"], "text": [[sentence]] * 3})
     answers = segmenter.answer_table(table)
@@ -141,7 +141,7 @@ def test_paths_stay_in_the_picture_folder_and_sentences_are_read_as_the_model_wa
     assert_is_the_pipelines(found, truth["turned.jpg"][1])
     assert [row["error"].split(":")[0] for row in refused] == ["unsafe name"] * 2
     (row,) = rows_of(ReferringSegmenter(SHIPPED_CHECKPOINT)({"image": ["turned.jpg"], "text": ["ring"]}))
-    assert row["error"].startswith("missing picture: 'turned.jpg' is not in image_root")
+    assert row["error"].startswith("missing image: 'turned.jpg' is not in image_root")
 
 
 def test_it_pickles_as_a_few_strings_before_and_after_use(folder, truth):
@@ -161,14 +161,14 @@ def test_it_works_in_a_process_of_its_own(folder, segmenter):
         assert pool.map(segmenter, [batch]) == [expected]
 
 
-def test_a_picture_is_encoded_once_and_many_expressions_go_in_parts(folder, truth, segmenter):
+def test_an_image_is_encoded_once_and_many_expressions_go_in_parts(folder, truth, segmenter):
     model, images, expressions = segmenter._load()[0].model, [], []
     hooks = [
         model.model.vision_encoder.register_forward_hook(lambda _, inputs, output: images.append(len(output))),
         model.mask_decoder.register_forward_hook(lambda _, inputs, output: expressions.append(len(output))),
     ]
-    picture = (folder / "turned.jpg").read_bytes()
-    rows = rows_of(segmenter({"image": [picture, b"", picture], "text": [ASKED * 7, ASKED, ASKED * 7]}))
+    image = (folder / "turned.jpg").read_bytes()
+    rows = rows_of(segmenter({"image": [image, b"", image], "text": [ASKED * 7, ASKED, ASKED * 7]}))
     for hook in hooks:
         hook.remove()
     assert (images, expressions) == ([1], [32, 10])
@@ -180,13 +180,13 @@ def test_a_picture_is_encoded_once_and_many_expressions_go_in_parts(folder, trut
 
 def test_bad_rows_are_named_and_the_others_answered(folder, truth, segmenter):
     good, png = (folder / "turned.jpg").read_bytes(), (folder / "sub/0.png").read_bytes()
-    images = [b"no picture", png[:-300], None, {"bytes": None, "path": None}, good, good, good, good]
+    images = [b"no image", png[:-300], None, {"bytes": None, "path": None}, good, good, good, good]
     texts = [ASKED[:2], ASKED[0], ASKED[0], ASKED[0], ["...", ASKED[1]], None, [], ""]
     rows = rows_of(segmenter({"n": list(range(8)), "image": images, "text": texts}))
     errors = [(row["n"], row["error"] and row["error"].split(":")[0]) for row in rows]
-    unreadable, no_word, no_text = "unreadable picture", "no word", "no expression"
-    pictures = [(0, unreadable), (0, unreadable), (1, unreadable), (2, unreadable), (3, unreadable)]
-    assert errors == [*pictures, (4, no_word), (4, None), (5, no_text), (6, no_text), (7, no_word)]
+    unreadable, no_word, no_text = "unreadable image", "no word", "no expression"
+    no_images = [(0, unreadable), (0, unreadable), (1, unreadable), (2, unreadable), (3, unreadable)]
+    assert errors == [*no_images, (4, no_word), (4, None), (5, no_text), (6, no_text), (7, no_word)]
     assert_is_the_pipelines(rows[6], truth["turned.jpg"][1])
     for row in rows:
         nothing = row["error"] is not None
@@ -268,7 +268,7 @@ def test_killed_inside_and_between_parts_it_goes_on_and_ends_with_the_same_files
         children.stdin.close()
     assert len(list(output.glob(".part-*.tmp"))) == 1
     assert len(pq.read_table(output)) == 2 * 9  # what is there can be read
-    infer_pictures(folder, output)
+    infer_images(folder, output)
     assert contents(output) == contents(whole)
     assert all((output / name).stat().st_ino == stat.st_ino for name, stat in finished.items())
 
@@ -276,14 +276,14 @@ def test_killed_inside_and_between_parts_it_goes_on_and_ends_with_the_same_files
 def test_a_finished_run_loads_no_model(folder, whole, monkeypatch):
     before = contents(whole)
     monkeypatch.setattr(ReferringSegmenter, "_load", None)
-    infer_pictures(folder, whole)
+    infer_images(folder, whole)
     assert contents(whole) == before
 
 
 def test_two_ranks_together_give_what_one_gives(folder, whole, tmp_path):
-    infer_pictures(folder, tmp_path / "out", "--rank", "1", "--world_size", "2")
+    infer_images(folder, tmp_path / "out", "--rank", "1", "--world_size", "2")
     assert sorted(path.name[:10] for path in (tmp_path / "out").glob("part*")) == ["part-00001", "part-00003"]
-    infer_pictures(folder, tmp_path / "out", "--rank", "0", "--world_size", "2")
+    infer_images(folder, tmp_path / "out", "--rank", "0", "--world_size", "2")
     assert contents(tmp_path / "out") == contents(whole)
 
 
@@ -293,11 +293,11 @@ def test_of_two_processes_at_one_part_the_slower_one_goes_on(folder, whole, tmp_
 
     def overtaken(descriptor):
         monkeypatch.setattr(os, "fsync", fsync)
-        infer_pictures(folder, tmp_path / "out")  # writes this part, and clears what was left of it
+        infer_images(folder, tmp_path / "out")  # writes this part, and clears what was left of it
         fsync(descriptor)
 
     monkeypatch.setattr(os, "fsync", overtaken)
-    assert contents(infer_pictures(folder, tmp_path / "out")) == contents(whole)
+    assert contents(infer_images(folder, tmp_path / "out")) == contents(whole)
 
 
 def test_torchrun_deals_out_the_parts(folder, whole, tmp_path):
@@ -315,7 +315,7 @@ def test_another_model_threshold_or_input_is_refused(folder, whole, tmp_path):
         (("--expressions", "the ring"), "expressions is "),
     ]:
         with pytest.raises(SystemExit, match=said):
-            infer_pictures(folder, whole, *more)
+            infer_images(folder, whole, *more)
     other = tmp_path / "model"
     other.mkdir()
     for path in SHIPPED_CHECKPOINT.iterdir():
@@ -324,21 +324,21 @@ def test_another_model_threshold_or_input_is_refused(folder, whole, tmp_path):
     weights[-1] ^= 1
     (other / "model.safetensors").write_bytes(weights)
     with pytest.raises(SystemExit, match=r"model is '.*' and was"):
-        infer_pictures(folder, whole, "--model", str(other))
+        infer_images(folder, whole, "--model", str(other))
     draw_scene(seed=1).image.save(folder / "one_more.png")
     try:
         with pytest.raises(SystemExit, match=r"input is '.*' and was .*Choose another folder"):
-            infer_pictures(folder, whole)
+            infer_images(folder, whole)
     finally:
         (folder / "one_more.png").unlink()
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "part-00000-of-00001.parquet").touch()
     with pytest.raises(SystemExit, match=r"has parts without a _infer\.json"):
-        infer_pictures(folder, tmp_path / "out")
+        infer_images(folder, tmp_path / "out")
 
 
 @pytest.mark.parametrize("kind", ["csv", "jsonl"])
-def test_a_file_says_what_each_picture_is_asked(kind, folder, truth, tmp_path):
+def test_a_file_says_what_each_image_is_asked(kind, folder, truth, tmp_path):
     pairs = [("turned.jpg", ASKED[1]), ("gone.png", "12"), ("turned.jpg", "..."), ("sub/1.png", ASKED[2])]
     listed = tmp_path / f"asked.{kind}"
     if kind == "csv":
@@ -351,7 +351,7 @@ def test_a_file_says_what_each_picture_is_asked(kind, folder, truth, tmp_path):
     infer.main(command)
     rows = pq.read_table(tmp_path / "out").to_pylist()
     assert [row["file_name"] for row in rows] == ["gone.png", "sub/1.png", "turned.jpg", "turned.jpg"]
-    assert [(row["error"] or "").split(":")[0] for row in rows] == ["missing picture", "", "", "no word"]
+    assert [(row["error"] or "").split(":")[0] for row in rows] == ["missing image", "", "", "no word"]
     assert_is_the_pipelines(rows[1], truth["sub/1.png"][2])
     assert_is_the_pipelines(rows[2], truth["turned.jpg"][1])
 
@@ -378,8 +378,8 @@ def test_prepared_shards_are_answered_sentence_by_sentence(tmp_path):
 
 def test_rows_are_numbered_the_same_however_they_lie_in_files(folder, tmp_path):
     names = [f"sub/{number % 4}.png" for number in range(11)]
-    rows = pa.table({"id": range(11), "picture": names, "text": [ASKED[n % 3] for n in range(11)]})
-    columns = ("--image_column", "picture", "--text_column", "text", "--image_root", str(folder))
+    rows = pa.table({"id": range(11), "photo": names, "text": [ASKED[n % 3] for n in range(11)]})
+    columns = ("--image_column", "photo", "--text_column", "text", "--image_root", str(folder))
     tables = []
     for row_group, shard in [(11, 11), (3, 5), (11, 4)]:
         path = tmp_path / f"{row_group}_{shard}" / "rows.parquet"
@@ -392,7 +392,7 @@ def test_rows_are_numbered_the_same_however_they_lie_in_files(folder, tmp_path):
     assert all(table.drop(["score"]) == tables[0].drop(["score"]) for table in tables)
 
 
-def test_parquet_of_datasets_may_be_asked_the_same_of_every_picture(folder, truth, tmp_path):
+def test_parquet_of_datasets_may_be_asked_the_same_of_every_image(folder, truth, tmp_path):
     features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(num_classes=5)})
     rows = {"image": [as_struct(folder / "turned.jpg"), as_struct(folder / "deep.png")], "label": [3, 4]}
     table = datasets.Dataset.from_dict(rows, features=features)
@@ -405,7 +405,7 @@ def test_parquet_of_datasets_may_be_asked_the_same_of_every_picture(folder, trut
         assert_is_the_pipelines(row, truth[name][row["expression_index"]])
 
 
-def test_answers_about_two_picture_folders_are_not_mixed(folder, tmp_path):
+def test_answers_about_two_image_folders_are_not_mixed(folder, tmp_path):
     (tmp_path / "in").mkdir()
     (tmp_path / "empty").mkdir()
     pq.write_table(pa.table({"image": ["turned.jpg"]}), tmp_path / "in" / "0.parquet")
@@ -444,7 +444,7 @@ def test_what_cannot_be_an_input_is_said(folder, tmp_path):
     (tables / "0.parquet").write_bytes(b"PAR1")
     with pytest.raises(SystemExit, match="no whole Parquet file"):
         infer_parquet(tables, output)
-    (tmp_path / "asked.csv").write_text("picture,expression\na.png,cup\n")
+    (tmp_path / "asked.csv").write_text("photo,expression\na.png,cup\n")
     with pytest.raises(SystemExit, match="has the columns `image` and `expression`"):
         infer_parquet(folder, output, "--expressions_file", str(tmp_path / "asked.csv"))
 
@@ -457,8 +457,8 @@ def test_ray_data_gives_what_the_program_gives(folder, tmp_path):
             return self.answer_table(batch)
 
     names = sorted(infer.files_below(folder))
-    pictures = [(folder / name).read_bytes() for name in names] + [b"no picture"]
-    rows = pa.table({"id": range(len(pictures)), "image": pictures, "text": [[*ASKED, "..."]] * len(pictures)})
+    images = [(folder / name).read_bytes() for name in names] + [b"no image"]
+    rows = pa.table({"id": range(len(images)), "image": images, "text": [[*ASKED, "..."]] * len(images)})
     pq.write_table(rows, tmp_path / "rows.parquet")
     expected = infer_parquet(tmp_path / "rows.parquet", tmp_path / "out", "--text_column", "text", "--batch_size", "4")
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"

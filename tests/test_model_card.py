@@ -18,8 +18,8 @@ FIGURES = {
     "ordinal": {"oiou": 0.7, "miou": 0.77, **PRECISIONS, "count": 800},
 }
 COUNTS = {
-    "train": {"pictures": 16, "references": 31, "sentences": 53},
-    "val": {"pictures": 300, "references": 700, "sentences": 1800},
+    "train": {"images": 16, "references": 31, "sentences": 53},
+    "val": {"images": 300, "references": 700, "sentences": 1800},
 }
 HOSTILE = "a {{ 7 * 7 }} | **b** `c` ``` <script>d</script>\n---\n# [e](https://example.org) $f$ \u202eg"
 

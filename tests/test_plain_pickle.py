@@ -170,7 +170,7 @@ HOSTILE = {
     "half a pickle": (refs()[: len(refs()) // 2], "not a whole pickle"),
     "all but the last byte": (refs()[:-1], "not a whole pickle"),
     "JSON": (b'[{"ref_id": 1}]', "not a whole pickle"),
-    "a picture": (b"\x89PNG\r\n\x1a\n", "asks for|not a whole pickle"),
+    "an image": (b"\x89PNG\r\n\x1a\n", "asks for|not a whole pickle"),
     "a protocol to come": (b"\x80\x06].", "not a whole pickle"),
     "zeros": (bytes(10**6), "not a whole pickle"),
 }

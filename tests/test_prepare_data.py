@@ -70,8 +70,8 @@ def test_shards_can_be_moved_and_hold_each_image_once(scenes, tmp_path):
     moved = load_referring_dataset("prepared", root=tmp_path / "second")
     for name, table in splits.items():
         assert rows(moved[name]) == rows(table)
-        pictures = {row["ref_id"]: row["image"].tobytes() for row in table}
-        assert {row["ref_id"]: row["image"].tobytes() for row in moved[name]} == pictures
+        images = {row["ref_id"]: row["image"].tobytes() for row in table}
+        assert {row["ref_id"]: row["image"].tobytes() for row in moved[name]} == images
     metadata = [pq.read_metadata(path) for path in (tmp_path / "second" / "data").glob("train*")]
     written = sum(m.row_group(g).column(0).total_uncompressed_size for m in metadata for g in range(m.num_row_groups))
     once = sum(path.stat().st_size for path in {Path(row["image"].filename) for row in splits["train"]})
@@ -108,7 +108,7 @@ def test_a_folder_with_other_data_is_not_written_over(scenes, tmp_path):
         write_prepared(read(scenes), tmp_path / "out", num_shards=3)
 
 
-@pytest.mark.parametrize("damage", ["truncated", "another size", "no picture"])
+@pytest.mark.parametrize("damage", ["truncated", "another size", "no image"])
 def test_a_damaged_image_is_named_and_no_shard_of_it_appears(damage, tmp_path):
     write_scenes(tmp_path, split_sizes={"train": 3})
     path = sorted((tmp_path / "scenes" / "images").iterdir())[1]
@@ -241,16 +241,16 @@ def test_a_mixture_leaves_out_what_any_of_its_sets_tests_on(two_sets):
 def test_a_mixture_finds_the_same_photograph_under_another_name(two_sets):
     path = two_sets / "b" / "instances.json"
     path.write_text(path.read_text().replace("scenes_", "other_"))
-    for picture in (two_sets / "b" / "images").iterdir():
-        picture.rename(picture.with_name(picture.name.replace("scenes_", "other_")))
+    for image in (two_sets / "b" / "images").iterdir():
+        image.rename(image.with_name(image.name.replace("scenes_", "other_")))
     training, _ = read_data(parse_recipe([str(mixed_recipe(two_sets))]))
     assert file_names(training[0]) == {f"scenes_train_{number:06d}.jpg" for number in range(1, 6)}
     assert file_names(training[1]) == {f"other_train_{number:06d}.jpg" for number in range(1, 6)}
 
 
 def test_a_mixture_keeps_another_photograph_of_the_same_name_and_number(two_sets):
-    picture = sorted((two_sets / "b" / "images").glob("scenes_train_*"))[0]
-    Image.new("RGB", Image.open(picture).size, "green").save(picture)
+    image = sorted((two_sets / "b" / "images").glob("scenes_train_*"))[0]
+    Image.new("RGB", Image.open(image).size, "green").save(image)
     training, _ = read_data(parse_recipe([str(mixed_recipe(two_sets))]))
     assert file_names(training[0]) == {f"scenes_train_{number:06d}.jpg" for number in range(6)}
 

@@ -333,7 +333,7 @@ def test_of_a_set_that_nobody_published_no_counts_are_expected(official, caplog)
 
 
 def test_images_of_val_that_are_in_train_as_well_are_warned_of(official, caplog):
-    load(official)  # picture 7 in both, as pictures are in RefCOCOg's splits by Google
+    load(official)  # image 7 in both, as images are in RefCOCOg's splits by Google
     assert "1 images of tiny (unc) val are in train as well" in caplog.text
     caplog.clear()
     refs = pickle.loads((official / "tiny" / "refs(unc).p").read_bytes())

@@ -157,8 +157,8 @@ def test_all_sentences_are_seen_once_an_epoch():
 def test_sentences_that_share_an_example_share_its_image(size):
     for sentences in ("one", "all"):
         groups = seen(ReferringExamples(table(), sentences=sentences, expressions_per_image=size), 0)
-        for refs, _, _, picture in groups:
-            assert {REFERENCES[ref_id][0] for ref_id in refs} == {picture}
+        for refs, _, _, image in groups:
+            assert {REFERENCES[ref_id][0] for ref_id in refs} == {image}
             assert len(refs) <= size
 
 

@@ -339,9 +339,9 @@ def test_an_image_depends_on_seed_split_and_place_only(tmp_path):
     other = digests(write_scenes(tmp_path / "other", {"train": 3, "val": 3}, seed=6))
     names = [f"images/scenes_val_{i:06d}.jpg" for i in range(3)]
     assert [few[name] for name in names] == [many[name] for name in names]
-    pictures = [digest for name, digest in {**other, **many}.items() if name.startswith("images/")]
+    images = [digest for name, digest in {**other, **many}.items() if name.startswith("images/")]
     assert not {other[name] for name in names} & {many[name] for name in names}
-    assert len(set(pictures)) == len(pictures)
+    assert len(set(images)) == len(images)
 
 
 @pytest.mark.parametrize("side", [96, 320])

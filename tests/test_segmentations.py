@@ -292,9 +292,9 @@ def test_a_size_that_no_image_has_is_an_error(side):
     ("segmentations", "height", "width"),
     [
         pytest.param([[[0, 0, 600, 400] * 50_000]], 480, 640, id="a polygon of 100,000 points that jump across"),
-        pytest.param([[[0, 0, 9e5, 0, 9e5, 9e5]]], 10**6, 10**6, id="a picture of 10**12 pixels"),
+        pytest.param([[[0, 0, 9e5, 0, 9e5, 9e5]]], 10**6, 10**6, id="an image of 10**12 pixels"),
         pytest.param([[[-1e9, -1e9, 1e9, -1e9, 1e9, 1e9]]], 480, 640, id="a polygon far outside"),
-        pytest.param([[[0, 0, 1.7e9, 0, 1.7e9, 1]]], 1, 170_000_000, id="a polygon along a picture of one row"),
+        pytest.param([[[0, 0, 1.7e9, 0, 1.7e9, 1]]], 1, 170_000_000, id="a polygon along an image of one row"),
         pytest.param([{"size": [480, 640], "counts": [2**40]}], 480, 640, id="a run longer than memory"),
         pytest.param([{"size": [480, 640], "counts": "PPPPPP1"}], 480, 640, id="a packed run longer than memory"),
         pytest.param([{"size": [1, 5], "counts": [0] * 10**6 + [4]}], 1, 5, id="a million empty runs"),

@@ -58,7 +58,7 @@ def refer_from_the_cache(root) -> Held:
 
 
 def refer_with_names_of_2017(root) -> Held:
-    return refer(root, picture_name=files.name_2017)
+    return refer(root, image_name=files.name_2017)
 
 
 def refer_umd(root) -> Held:
@@ -85,8 +85,8 @@ def grefcoco(root) -> Held:
 
 def joined(root, streaming=False) -> Held:
     files.write_joined(root / "mirror", REFERENCES)
-    pictures = files.write_pictures(root / "train2014", REFERENCES)
-    splits = load_referring_dataset("hub", name=root / "mirror", image_root=pictures, streaming=streaming)
+    images = files.write_images(root / "train2014", REFERENCES)
+    splits = load_referring_dataset("hub", name=root / "mirror", image_root=images, streaming=streaming)
     return held(splits, by_ref_id(REFERENCES))
 
 
@@ -161,7 +161,7 @@ def test_every_reference_is_there_once_under_its_split(source):
 def test_every_mask_is_the_union_of_its_parts_pixel_for_pixel(source):
     for row, reference in source.pairs():
         mask = decode_mask(row["mask"])
-        assert (mask.shape, mask.dtype) == ((reference.picture.height, reference.picture.width), bool)
+        assert (mask.shape, mask.dtype) == ((reference.image.height, reference.image.width), bool)
         np.testing.assert_array_equal(mask, reference.mask, err_msg=f"reference {reference.ref_id}")
 
 
@@ -188,9 +188,9 @@ def test_every_box_and_number_is_the_files_own(source):
             "ref_id": reference.ref_id,
             "ann_id": [thing.ann_id for thing in reference.objects],
             "category_id": categories.pop() if len(categories) == 1 else None,
-            "image_id": reference.picture.image_id,
-            "height": reference.picture.height,
-            "width": reference.picture.width,
+            "image_id": reference.image.image_id,
+            "height": reference.image.height,
+            "width": reference.image.width,
         }
         kept = expected.keys() - source.loses
         assert {name: row[name] for name in kept} == {name: expected[name] for name in kept}
@@ -198,8 +198,8 @@ def test_every_box_and_number_is_the_files_own(source):
 
 def test_every_image_has_its_own_pixels(source):
     for row, reference in source.pairs():
-        assert row["image"].mode == ("RGB" if reference.picture.pixels.ndim == 3 else "L")
-        np.testing.assert_array_equal(np.asarray(row["image"]), reference.picture.pixels)
+        assert row["image"].mode == ("RGB" if reference.image.pixels.ndim == 3 else "L")
+        np.testing.assert_array_equal(np.asarray(row["image"]), reference.image.pixels)
 
 
 def test_every_table_has_the_schema_and_nothing_else(source):
@@ -225,8 +225,8 @@ def test_every_table_has_the_schema_and_nothing_else(source):
 def test_the_built_set_has_every_kind_of_mask_in_every_split():
     """The built set is not one that any reader would pass."""
     for references in files.by_split(REFERENCES).values():
-        objects = [(reference.objects[0], reference.picture) for reference in references]
-        polygons = [(thing.segmentation, picture) for thing, picture in objects if isinstance(thing.segmentation, list)]
+        objects = [(reference.objects[0], reference.image) for reference in references]
+        polygons = [(thing.segmentation, image) for thing, image in objects if isinstance(thing.segmentation, list)]
         numbers = [number for segmentation, _ in polygons for part in segmentation for number in part]
         assert {len(segmentation) for segmentation, _ in polygons} == {1, 3}
         assert any(number < 0 for number in numbers) and any(number % 0.5 for number in numbers)

@@ -113,7 +113,7 @@ def measure_large_set(root: Path) -> dict:
     result["prepared, from cache"] = in_fresh_process(load, prepared, True)
     images = sum(path.stat().st_size for path in (root / "large" / "images").iterdir())
     shards = sum(path.stat().st_size for path in (root / "prepared" / "data").iterdir())
-    return result | {"pictures, MB": images / 2**20, "parquet to pictures": shards / images}
+    return result | {"images, MB": images / 2**20, "parquet to images": shards / images}
 
 
 def measure_loader(root: Path, repeats: int) -> dict:
@@ -140,7 +140,7 @@ def measure_loader(root: Path, repeats: int) -> dict:
     rates = {name: round(len(paths) / min(times), 1) for name, times in seconds.items()}
     ratios = {f"{name} to plain loop": round(rates[name] / rates["plain loop"], 2) for name in list(calls)[1:]}
     costs = cost_of_parts(paths[:50], processor, train)
-    return {"pictures a second": rates} | ratios | {"what it costs, ms a picture": costs}
+    return {"images a second": rates} | ratios | {"what it costs, ms an image": costs}
 
 
 def cost_of_parts(paths: list[Path], processor: M3DecProcessor, train) -> dict[str, float]:

@@ -4,7 +4,7 @@
 
 For one image with one expression and with eight, of eight words each, for the shipped model and for the paper's CNN
 model (Darknet-53 at 416 pixels, random weights); both libraries with as many threads, one after the other in each
-round. "picture known" leaves the image half out: it has been asked about before.
+round. "image known" leaves the image half out: it has been asked about before.
 """
 
 import statistics
@@ -39,7 +39,7 @@ def main():
         "Darknet-53, 416 px": M3DecForImageSegmentation(M3DecConfig()),
     }
     print(f"{arguments.threads} threads, float32, ms per expression, medians of {arguments.rounds} rounds")
-    print("| model | expressions | torch | onnxruntime | ratio | picture known: torch | onnxruntime | ratio |")
+    print("| model | expressions | torch | onnxruntime | ratio | image known: torch | onnxruntime | ratio |")
     print("|---|---|---|---|---|---|---|---|")
     for name, model in models.items():
         with tempfile.TemporaryDirectory() as folder:

@@ -43,7 +43,7 @@ def evaluate(
     segmenter = Segmenter(model.eval(), processor)
     form = text_field(model.config)
     usable = usable_sentences(dataset, form, processor.holds_word)
-    pictures, references = dataset.select_columns("image"), dataset.remove_columns("image")
+    image_column, references = dataset.select_columns("image"), dataset.remove_columns("image")
     images, results = list(references_by_image(dataset).values()), []
     if accelerator.is_main_process:
         results += unanswered(references, usable, form, keep_masks)
@@ -56,7 +56,7 @@ def evaluate(
             [(row, row["sentences"][place]) for number, row in group.items() for place in usable[number]]
             for group in rows
         ]
-        images_of_batch = [pictures[numbers[0]]["image"] for numbers in batch]
+        images_of_batch = [image_column[numbers[0]]["image"] for numbers in batch]
         for image, group in zip(images_of_batch, rows, strict=True):
             check_size(image, next(iter(group.values())))
         expressions = [sentence[form] for group in asked for _, sentence in group]

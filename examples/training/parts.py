@@ -72,7 +72,7 @@ def check_scenes(recipe: TrainingRecipe, splits: datasets.DatasetDict, folder: P
 def counts_of(dataset: datasets.Dataset) -> dict[str, int]:
     """How many images, references and sentences."""
     sentences = sum(len(row) for row in dataset.select_columns("sentences")["sentences"])
-    return {"pictures": len(references_by_image(dataset)), "references": len(dataset), "sentences": sentences}
+    return {"images": len(references_by_image(dataset)), "references": len(dataset), "sentences": sentences}
 
 
 def evaluation_images(dataset: datasets.Dataset, count: int | None) -> datasets.Dataset:

@@ -55,7 +55,7 @@ def write_model_card(
         figures: under "all" and under each kind of expression the scores, from 0.0 to 1.0, and their "count".
         data: the name of the data set that was trained on and measured on.
         step: optimisation steps done.
-        counts: of each split its "pictures", "references" and "sentences".
+        counts: of each split its "images", "references" and "sentences".
         device: what it was trained on, by name.
         num_processes: that trained together.
         mixed_precision: that it trained in: "no", "bf16" or "fp16". None: the recipe's.
@@ -64,7 +64,7 @@ def write_model_card(
         license: of the weights, as the Hub spells it. None: "apache-2.0" for drawn scenes, "unknown" for other data.
     """
     split, first, weights = recipe["eval_split"], recipe["eval_images"], recipe["backbone_weights"]
-    if first is not None and first >= counts.get(split, {}).get("pictures", math.inf):
+    if first is not None and first >= counts.get(split, {}).get("images", math.inf):
         first = None  # all images were measured
     kinds = {kind: scores["miou"] for kind, scores in figures.items() if kind != "all" and scores["count"]}
     recipe_text = yaml.safe_dump(recipe, sort_keys=False, allow_unicode=True).rstrip()
