@@ -6,6 +6,8 @@ Shapes are known on the host. Values are not: a look at them waits for the devic
 import torch
 from torch import Tensor
 
+from .mask_loss import IGNORED
+
 
 def check_inputs(
     pixel_values: Tensor | None,
@@ -115,7 +117,7 @@ def check_pixel_values(pixel_values: Tensor) -> None:
 
 
 def check_labels(labels: Tensor | None, input_ids: Tensor | None) -> None:
-    """Refuse labels that are not one mask (H, W) for each expression, or reach above 1. Reads once from the device."""
+    """Refuse labels that are not a mask (H, W) of 0, 1 and `IGNORED` for each expression. One read from the device."""
     if labels is None or input_ids is None or input_ids.ndim != 2:
         return  # `check_inputs` refuses such words
     num_expressions = input_ids.shape[0]
@@ -124,7 +126,13 @@ def check_labels(labels: Tensor | None, input_ids: Tensor | None) -> None:
             f"labels must be (N, H, W) with one mask for each of the {num_expressions} expressions, but they are "
             f"{tuple(labels.shape)}. Give an image's masks once for each of its expressions."
         )
-    if not torch.compiler.is_compiling() and labels.max() > 1:
-        raise ValueError(
-            f"labels are 1 on the object and 0 elsewhere, but the largest is {labels.max()}. Divide them by it."
-        )
+    if not torch.compiler.is_compiling():
+        known = (labels == 0) | (labels == 1)
+        if labels.dtype.is_signed:  # in uint8 torch takes 156 for -100
+            known |= labels == IGNORED
+        if not known.all():
+            raise ValueError(
+                f"labels are 1 on the object, 0 elsewhere and {IGNORED} where no loss is to count, but there are "
+                f"{(~known).sum().item()} others, such as {labels[~known][0].item():g} of {labels.dtype}. Say which "
+                f"pixels are the object, by labels = (mask > 0).float() or the like, and set ignored ones to {IGNORED}."
+            )

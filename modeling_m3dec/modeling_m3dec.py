@@ -19,7 +19,6 @@ input image.
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers import initialization as init
@@ -35,7 +34,7 @@ from .iterative_interaction import INITIAL_WEIGHT, IterativeInteraction, StaticI
 from .language_encoder import BertLanguageEncoder, RecurrentLanguageEncoder
 from .language_reconstruction import LanguageReconstruction
 from .mask_decoder import MaskDecoder
-from .mask_loss import dice_loss, masks_at
+from .mask_loss import dice_loss, mask_loss, masks_at
 from .pretrained_weights import finish_loading, load_parts
 from .vision_encoder import TransformerEncoderLayer, VisionEncoder
 
@@ -351,8 +350,9 @@ class M3DecForImageSegmentation(M3DecPreTrainedModel):
         """Fig. 2, left to right, and Eq. 5 if `labels` are given. For the other inputs see `M3DecModel.forward`.
 
         Args:
-            labels: (N, H, W), 1 on the object and 0 elsewhere, in the frame of `pixel_values`, or at the original size
-                where that was stretched. They are area-resized to the logits' size and count as object from a half on.
+            labels: (N, H, W), 1 on the object, 0 elsewhere and -100 where no loss counts, in the frame of
+                `pixel_values`, or at the original size where that was stretched. They are area-resized to the logits'
+                size and count as object from a half on.
 
         Raises:
             ValueError: an input is missing or does not fit the others; the message says which and how.
@@ -364,12 +364,12 @@ class M3DecForImageSegmentation(M3DecPreTrainedModel):
         eager = self.config._attn_implementation == "eager"
         logits = self.mask_decoder(decoded, outputs.pixels, word_mask, eager)  # (N, h, w)
 
-        loss = mask_loss = reconstruction_loss = None
+        loss = cross_entropy = reconstruction_loss = None
         if labels is not None:
             precise = logits.to(torch.promote_types(logits.dtype, torch.float32))
             target = masks_at(labels, precise)
-            mask_loss = F.binary_cross_entropy_with_logits(precise, target)  # L_mask, a mean over pixels
-            loss = self.config.mask_loss_weight * mask_loss
+            cross_entropy = mask_loss(precise, target)  # L_mask
+            loss = self.config.mask_loss_weight * cross_entropy
             if self.config.dice_loss_weight:
                 loss = loss + self.config.dice_loss_weight * dice_loss(precise, target)
             if self.training and self.language_reconstruction is not None:
@@ -379,7 +379,7 @@ class M3DecForImageSegmentation(M3DecPreTrainedModel):
                 loss = loss + self.config.reconstruction_loss_weight * reconstruction_loss  # Eq. 5
         features = {name: feature for name, feature in outputs.items() if name != "pixels"}
         return M3DecImageSegmentationOutput(
-            loss=loss, mask_loss=mask_loss, reconstruction_loss=reconstruction_loss, logits=logits, **features
+            loss=loss, mask_loss=cross_entropy, reconstruction_loss=reconstruction_loss, logits=logits, **features
         )
 
     @classmethod

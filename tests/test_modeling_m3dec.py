@@ -578,7 +578,17 @@ WRONG_INPUTS = {
     ),
     "image_index no whole numbers": ({"image_index": torch.tensor([0.0, 1.0])}, ["whole number", "float32", "Give"]),
     "grey images": ({"pixel_values": torch.ones(2, 1, 64, 64)}, ["(B, 3, S, S)", "(2, 1, 64, 64)"]),
-    "labels of 0 and 255": ({"labels": 255 * torch.ones(2, 64, 64)}, ["1 on the object", "is 255", "Divide them"]),
+    "labels of 0 and 255": (
+        {"labels": torch.tensor([0, 255], dtype=torch.uint8).repeat(2, 64, 32)},
+        ["1 on the object", "-100 where no loss", "4096 others", "255 of torch.uint8", "(mask > 0).float()"],
+    ),
+    "labels divided by 255": ({"labels": torch.ones(2, 64, 64) / 255}, ["8192 others", "0.00392157 of torch.float32"]),
+    "labels that int8 cannot hold": ({"labels": -torch.ones(2, 64, 64, dtype=torch.int8)}, ["such as -1", "int8"]),
+    "labels that are no numbers": ({"labels": torch.full((2, 64, 64), torch.nan)}, ["8192 others", "such as nan"]),
+    "labels that a byte makes of -100": (
+        {"labels": torch.full((2, 64, 64), 156, dtype=torch.uint8)},
+        ["such as 156"],
+    ),
     "image_index too large": (
         {"image_index": torch.tensor([0, 2])},
         ["0 to 1", "from 0 to 2", "Give the image's row"],
