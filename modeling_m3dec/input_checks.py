@@ -8,6 +8,8 @@ from torch import Tensor
 
 from .mask_loss import IGNORED
 
+NORMALIZE = "Call M3DecProcessor(images=…, text=…), or M3DecImageProcessor, on the image."
+
 
 def check_inputs(
     pixel_values: Tensor | None,
@@ -65,11 +67,17 @@ def check_inputs(
             f"{tuple(image_index.shape)} of {image_index.dtype}. Give the row of pixel_values that each is about."
         )
     if not torch.compiler.is_compiling():
-        check_values(input_ids, real_words(input_ids, attention_mask), image_index, num_images, vocab_size)
+        word_mask = real_words(input_ids, attention_mask)
+        check_values(pixel_values, input_ids, word_mask, image_index, num_images, vocab_size)
 
 
 def check_values(
-    input_ids: Tensor, word_mask: Tensor, image_index: Tensor | None, num_images: int, vocab_size: int
+    pixel_values: Tensor | None,
+    input_ids: Tensor,
+    word_mask: Tensor,
+    image_index: Tensor | None,
+    num_images: int,
+    vocab_size: int,
 ) -> None:
     """Refuse numbers out of range and padding that is not on the right. One read from the device if all is well."""
     wrong_ids = ((input_ids < 0) | (input_ids >= vocab_size)).any()
@@ -78,8 +86,16 @@ def check_values(
     wrong_index = torch.zeros_like(wrong_ids)
     if image_index is not None:
         wrong_index = ((image_index < 0) | (image_index >= num_images)).any().to(input_ids.device)
-    if not torch.stack([wrong_ids, empty.any(), word_after_padding, wrong_index]).any():
+    not_normalized = torch.zeros_like(wrong_ids)
+    if pixel_values is not None:  # normalized images reach below 0, and hardly above 3
+        not_normalized = ((pixel_values.amin() >= 0) & (pixel_values.amax() > 20)).to(input_ids.device)
+    if not torch.stack([wrong_ids, empty.any(), word_after_padding, wrong_index, not_normalized]).any():
         return
+    if not_normalized:
+        raise ValueError(
+            f"pixel_values must be normalized, but they reach from {pixel_values.min().item():g} to "
+            f"{pixel_values.max().item():g}, as raw pixels do. {NORMALIZE}"
+        )
     if wrong_ids:
         raise ValueError(
             f"input_ids must be 0 to {vocab_size - 1}, the rows of this model's vocabulary, but they reach from "
@@ -107,13 +123,15 @@ def real_words(input_ids: Tensor, attention_mask: Tensor | None) -> Tensor:
 
 
 def check_pixel_values(pixel_values: Tensor) -> None:
-    """Refuse images that are not (B, 3, S, S) with S a multiple of 32."""
+    """Refuse images that are not (B, 3, S, S) of floats with S a multiple of 32."""
     height, width = pixel_values.shape[-2:]
     if pixel_values.ndim != 4 or pixel_values.shape[1] != 3 or height != width or height % 32 or height == 0:
         raise ValueError(
             "pixel_values must be (B, 3, S, S), square with a side S that is a multiple of 32, but they are "
             f"{tuple(pixel_values.shape)}. M3DecImageProcessor makes such squares; its size says which."
         )
+    if not pixel_values.is_floating_point():
+        raise ValueError(f"pixel_values must be normalized floats, but they are {pixel_values.dtype}. {NORMALIZE}")
 
 
 def check_labels(labels: Tensor | None, input_ids: Tensor | None) -> None:

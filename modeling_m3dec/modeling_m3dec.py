@@ -120,10 +120,14 @@ class M3DecPreTrainedModel(PreTrainedModel):
         return super().train(mode)
 
     @classmethod
-    def from_pretrained(cls, *args, **kwargs):
-        """Like `PreTrainedModel.from_pretrained`, and what the config freezes is frozen again."""
+    def from_pretrained(cls, *args, image_size: int | None = None, **kwargs):
+        """Like `PreTrainedModel.from_pretrained`; what the config freezes is frozen, and `image_size` is set, see
+        `set_image_size`."""
         loaded = super().from_pretrained(*args, **kwargs)
-        finish_loading(loaded[0] if isinstance(loaded, tuple) else loaded)  # a tuple with output_loading_info=True
+        model = loaded[0] if isinstance(loaded, tuple) else loaded  # a tuple with output_loading_info=True
+        finish_loading(model)
+        if image_size is not None:
+            model.set_image_size(image_size)
         return loaded
 
     @torch.no_grad()
@@ -193,6 +197,21 @@ class M3DecModel(M3DecPreTrainedModel):
             encoder.word_vectors = value
         else:
             encoder.text_encoder.set_input_embeddings(value)
+
+    def set_image_size(self, image_size: int) -> None:
+        """Make `image_size` the size this model is made for, to train it further there. Its answers stay the same.
+
+        Raises:
+            ValueError: `image_size` is no positive multiple of 32.
+        """
+        before, self.config.image_size = self.config.image_size, image_size
+        try:
+            self.config.validate_architecture()
+        except ValueError:
+            self.config.image_size = before
+            raise
+        for layer in self.decoder_layers:
+            layer.mutual_attention.set_num_pixels(self.config.num_pixels)
 
     def get_image_features(self, pixel_values: Tensor) -> Tensor:
         """The image half: from normalized `pixel_values` (B, 3, S, S) to F_enc (B, P, C), whatever will be asked.
@@ -300,19 +319,8 @@ class M3DecForImageSegmentation(M3DecPreTrainedModel):
         return self.model.get_image_features(pixel_values)
 
     def set_image_size(self, image_size: int) -> None:
-        """Make `image_size` the size this model is made for, to train it further there. Its answers stay the same.
-
-        Raises:
-            ValueError: `image_size` is no positive multiple of 32.
-        """
-        before, self.config.image_size = self.config.image_size, image_size
-        try:
-            self.config.validate_architecture()
-        except ValueError:
-            self.config.image_size = before
-            raise
-        for layer in self.model.decoder_layers:
-            layer.mutual_attention.set_num_pixels(self.config.num_pixels)
+        """See `M3DecModel.set_image_size`."""
+        self.model.set_image_size(image_size)
         self.mask_decoder.set_num_pixels(self.config.num_pixels)
 
     @torch.no_grad()

@@ -66,6 +66,8 @@ class VisionEncoder(nn.Module):
         """
         # Nothing reads the backbone's attentions, and timm's backbones refuse to give them, whatever their config asks.
         levels = self.backbone(pixel_values.to(self.backbone.dtype), output_attentions=False).feature_maps
+        channels = self.backbone.channels
+        levels = [x if x.shape[1] == c else x.movedim(-1, 1) for x, c in zip(levels, channels, strict=True)]  # Swin's
         strides = [pixel_values.shape[-1] // level.shape[-1] for level in levels]
         if strides != list(STRIDES):
             raise ValueError(

@@ -273,6 +273,19 @@ def test_made_for_another_size_a_model_answers_there_as_before_and_can_be_saved(
         model.train()(**training_batch(side)).loss.backward()
 
 
+@pytest.mark.parametrize("kind", ["lstm", "decoder_only"])
+def test_loaded_for_another_size_a_model_is_the_one_that_is_set_to_it(kind, tmp_path):
+    model, inputs = model_of(kind), (pictures(2, 96), *expressions(3, 7))
+    model.save_pretrained(tmp_path)
+    for ours in (M3DecForImageSegmentation, M3DecModel):
+        plain = ours.from_pretrained(tmp_path)
+        plain.set_image_size(96)
+        loaded, report = ours.from_pretrained(tmp_path, image_size=96, output_loading_info=True)
+        assert loaded.config.image_size == 96 and not report["mismatched_keys"]
+        with torch.inference_mode():
+            assert torch.equal(loaded(*inputs).last_hidden_state, plain(*inputs).last_hidden_state)
+
+
 def test_a_size_that_no_model_can_be_made_for_is_refused_and_changes_nothing():
     model = tiny_model()
     with pytest.raises(ValueError, match="64 and 96"):
@@ -535,6 +548,14 @@ WRONG_INPUTS = {
     "no expression": ({"input_ids": None}, ["half of the input", "input_ids is None", "M3DecProcessor makes it"]),
     "no image": ({"pixel_values": None}, ["half of the input", "are None", "Give pixel_values, or image_features"]),
     "the image twice": ({"image_features": torch.ones(2, 16, 32)}, ["both given", "Leave one out"]),
+    "raw pixels of a file": (
+        {"pixel_values": torch.randint(0, 256, (2, 3, 64, 64), dtype=torch.uint8)},
+        ["normalized floats", "torch.uint8", "M3DecImageProcessor"],
+    ),
+    "raw pixels as floats": (
+        {"pixel_values": torch.arange(2 * 3 * 64 * 64).reshape(2, 3, 64, 64).remainder(256).float()},
+        ["must be normalized", "from 0 to 255", "Call M3DecProcessor"],
+    ),
     "image features of another width": (
         {"pixel_values": None, "image_features": torch.ones(2, 16, 31)},
         ["(B, P, 32)", "(2, 16, 31)", "get_image_features"],

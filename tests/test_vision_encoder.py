@@ -9,9 +9,10 @@ from test_language_reconstruction import IN_FLOAT64, positions_by_hand
 from test_mask_decoder import batch_norm_2d_by_hand
 from test_mutual_attention import linear_by_hand, resized_by_hand
 from torch import nn
-from transformers import PreTrainedConfig
+from transformers import PreTrainedConfig, TimmBackboneConfig
 
 from m3dec import positions, vision_encoder
+from m3dec.vision_encoder import VisionEncoder, to_stride
 
 N, SIDE, HEADS, C, WIDTH = 2, 3, 2, 2 * 2 * 5, 13
 CHANNELS = (2, 3, 5)  # of the backbone's levels, strides 8, 16 and 32
@@ -86,7 +87,7 @@ class Levels(nn.Module):
 
     channels, dtype = CHANNELS, torch.float64
 
-    def forward(self, pixel_values):
+    def forward(self, pixel_values, output_attentions=False):
         maps = [draw(N, c, IMAGE // s, IMAGE // s, seed=c) for c, s in zip(CHANNELS, (8, 16, 32), strict=True)]
         return types.SimpleNamespace(feature_maps=maps)
 
@@ -141,3 +142,17 @@ FUSED = "self.fusion_norm(self.fusion(torch.cat(maps, dim=1))).relu()"
 )
 def test_the_oracle_notices_a_mistake_in_the_fusion(old, new, monkeypatch):
     assert difference_of_fusion(edited(vision_encoder, (old, new)), monkeypatch) > NOTICEABLE
+
+
+def test_maps_that_timm_s_swin_gives_with_channels_last_are_turned():
+    config = TimmBackboneConfig(
+        backbone="swin_tiny_patch4_window7_224", out_indices=[1, 2, 3], use_pretrained_backbone=False
+    )
+    encoder = VisionEncoder(config, 32, 16).eval()
+    images = draw(1, 3, 224, 224).float()
+    with torch.no_grad():
+        levels = [level.movedim(-1, 1) for level in encoder.backbone(images).feature_maps]
+        assert [level.shape[1] for level in levels] == encoder.backbone.channels
+        maps = [to_stride(level, stride, 16) for level, stride in zip(levels, (8, 16, 32), strict=True)]
+        expected = encoder.fusion_norm(encoder.fusion(torch.cat(maps, dim=1))).relu().flatten(2).mT
+        assert torch.equal(encoder(images), expected)
