@@ -532,7 +532,7 @@ def test_escaped_and_plain_letters_beyond_ascii_are_the_same(tmp_path):
         (lambda text: "[]", "'{' is expected"),
         (lambda text: text.replace('"images"', '"pictures"'), "0 images"),
         (lambda text: text.replace('"category_id"', '"category"'), "annotations has .*category_id"),
-        (lambda text: text.replace('"image_id": 100', '"image_id": "100"'), "ids are whole numbers"),
+        (lambda text: text.replace('"image_id": 100', '"image_id": "100"'), "ids and sizes are whole numbers"),
         (lambda text: text.replace('"height"', '"tall"'), "images has .*height"),
         (lambda text: text.replace('"name"', '"title"'), "categories has .*name"),
     ],
