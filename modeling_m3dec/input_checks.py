@@ -36,24 +36,8 @@ def check_inputs(
             f"image_features must be (B, P, {hidden_size}), but they are {tuple(image_features.shape)}. Give what "
             "get_image_features returned."
         )
-    if input_ids is None:
-        raise ValueError("The expression is half of the input, but input_ids is None. M3DecProcessor makes it.")
-    if input_ids.ndim != 2 or 0 in input_ids.shape or input_ids.is_floating_point():
-        raise ValueError(
-            f"input_ids must be (N, T) whole numbers, at least one expression of one word, but they are "
-            f"{tuple(input_ids.shape)} of {input_ids.dtype}. M3DecProcessor makes them."
-        )
-    if attention_mask is not None and attention_mask.shape != input_ids.shape:
-        raise ValueError(
-            f"attention_mask must have the shape of input_ids, {tuple(input_ids.shape)}, but it has "
-            f"{tuple(attention_mask.shape)}. Give both as one call of the tokenizer made them."
-        )
-    num_expressions, num_words = input_ids.shape
-    if num_words > max_words:
-        raise ValueError(
-            f"This model reads at most max_words = {max_words} words, but input_ids has {num_words}. Truncate the "
-            "expressions, as M3DecProcessor does."
-        )
+    word_mask = check_words(input_ids, attention_mask, max_words)
+    num_expressions = input_ids.shape[0]
     num_images = (pixel_values if image_features is None else image_features).shape[0]
     if image_index is None and num_images not in (1, num_expressions):
         raise ValueError(
@@ -66,9 +50,30 @@ def check_inputs(
             f"image_index must hold one whole number for each of the {num_expressions} expressions, but it is "
             f"{tuple(image_index.shape)} of {image_index.dtype}. Give the row of pixel_values that each is about."
         )
-    if not torch.compiler.is_compiling():
-        word_mask = real_words(input_ids, attention_mask)
-        check_values(pixel_values, input_ids, word_mask, image_index, num_images, vocab_size)
+    check_values(pixel_values, input_ids, word_mask, image_index, num_images, vocab_size)
+
+
+def check_words(input_ids: Tensor | None, attention_mask: Tensor | None, max_words: int) -> Tensor:
+    """Refuse words that are not (N, T) of whole numbers. Returns `real_words`."""
+    if input_ids is None:
+        raise ValueError("The expression is half of the input, but input_ids is None. M3DecProcessor makes it.")
+    if input_ids.ndim != 2 or 0 in input_ids.shape or input_ids.is_floating_point():
+        raise ValueError(
+            f"input_ids must be (N, T) whole numbers, at least one expression of one word, but they are "
+            f"{tuple(input_ids.shape)} of {input_ids.dtype}. M3DecProcessor makes them."
+        )
+    if attention_mask is not None and attention_mask.shape != input_ids.shape:
+        raise ValueError(
+            f"attention_mask must have the shape of input_ids, {tuple(input_ids.shape)}, but it has "
+            f"{tuple(attention_mask.shape)}. Give both as one call of the tokenizer made them."
+        )
+    num_words = input_ids.shape[1]
+    if num_words > max_words:
+        raise ValueError(
+            f"This model reads at most max_words = {max_words} words, but input_ids has {num_words}. Truncate the "
+            "expressions, as M3DecProcessor does."
+        )
+    return real_words(input_ids, attention_mask)
 
 
 def check_values(
@@ -79,7 +84,12 @@ def check_values(
     num_images: int,
     vocab_size: int,
 ) -> None:
-    """Refuse numbers out of range and padding that is not on the right. One read from the device if all is well."""
+    """Refuse numbers out of range and padding that is not on the right. One read from the device if all is well.
+
+    Nothing is read while a model is compiled or exported.
+    """
+    if torch.compiler.is_compiling():
+        return
     wrong_ids = ((input_ids < 0) | (input_ids >= vocab_size)).any()
     empty = ~word_mask.any(dim=1)
     word_after_padding = (word_mask[:, 1:] & ~word_mask[:, :-1]).any()

@@ -4,6 +4,8 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoModel, PreTrainedConfig
 
+from .outputs import chosen
+
 
 class RecurrentLanguageEncoder(nn.Module):
     """Word vectors (V, D), then one recurrent layer read from both ends, C / 2 channels each way.
@@ -38,8 +40,14 @@ class RecurrentLanguageEncoder(nn.Module):
         if self.freeze_word_vectors:
             self.word_vectors.requires_grad_(False)
 
-    def forward(self, input_ids: Tensor, word_mask: Tensor) -> tuple[Tensor, Tensor]:
-        """From `input_ids` (N, T) int64, padded on the right, to F_t (N, T, C) and F_t' (N, 1, C)."""
+    def forward(
+        self, input_ids: Tensor, word_mask: Tensor, output_attentions: bool = False, output_hidden_states: bool = False
+    ) -> tuple[Tensor, Tensor, tuple[Tensor, ...] | None, tuple | None]:
+        """From `input_ids` (N, T) int64, padded on the right, to F_t (N, T, C) and F_t' (N, 1, C).
+
+        Returns:
+            both; then, on request, the word vectors (N, T, D) with F_t, and () for the attentions that it has not.
+        """
         unknown = (input_ids == self.unk_token_id)[..., None]
         vectors = torch.where(unknown, self.unknown_word, self.word_vectors(input_ids))  # (N, T, D)
         lengths = word_mask.sum(dim=1, keepdim=True)  # (N, 1)
@@ -51,7 +59,7 @@ class RecurrentLanguageEncoder(nn.Module):
         last = (lengths - 1)[..., None].expand(-1, 1, ahead.shape[-1])  # of each expression, its last real word
         sentence = torch.cat([ahead.gather(1, last), back.gather(1, last)], dim=-1)  # (N, 1, C)  F_t'
         words = torch.cat([ahead, back.gather(1, reverse.expand_as(back))], dim=-1)  # (N, T, C)  F_t
-        return words, sentence
+        return words, sentence, chosen([vectors, words], output_hidden_states), () if output_attentions else None
 
 
 def hidden_states_of(network: nn.LSTM | nn.GRU, vectors: Tensor) -> Tensor:
@@ -84,7 +92,21 @@ class BertLanguageEncoder(nn.Module):
         if self.freeze_sentence:
             self.sentence_projection.requires_grad_(False)
 
-    def forward(self, input_ids: Tensor, word_mask: Tensor) -> tuple[Tensor, Tensor]:
-        """From `input_ids` (N, T) int64 to F_t (N, T, C) and F_t' (N, 1, C)."""
-        hidden = self.text_encoder(input_ids=input_ids, attention_mask=word_mask.long()).last_hidden_state
-        return self.word_projection(hidden), self.sentence_projection(hidden[:, :1])
+    def forward(
+        self, input_ids: Tensor, word_mask: Tensor, output_attentions: bool = False, output_hidden_states: bool = False
+    ) -> tuple[Tensor, Tensor, tuple[Tensor, ...] | None, tuple[Tensor, ...] | None]:
+        """From `input_ids` (N, T) int64 to F_t (N, T, C) and F_t' (N, 1, C).
+
+        Returns:
+            both; then, on request, the text encoder's hidden states and attentions, which are as wide as it is.
+        """
+        outputs = self.text_encoder(
+            input_ids=input_ids,
+            attention_mask=word_mask.long(),
+            output_attentions=output_attentions,
+            output_hidden_states=output_hidden_states,
+            return_dict=True,
+        )
+        hidden = outputs.last_hidden_state
+        words, sentence = self.word_projection(hidden), self.sentence_projection(hidden[:, :1])
+        return words, sentence, outputs.hidden_states, outputs.attentions

@@ -10,89 +10,36 @@ Where the paper's pieces are:
     mask_decoder.py             § III-D, Fig. 6
     mask_loss.py                § III-D              L_mask of Eq. 5
     this file                   § III-D              Eq. 5
-Around them: input_checks.py refuses wrong inputs, pretrained_weights.py loads parts, fusing.py folds for inference.
+Around them: input_checks.py refuses wrong inputs, outputs.py names what comes out, pretrained_weights.py loads parts,
+fusing.py folds for inference.
 
 Shapes: B images, N expressions, T words (the paper's N_t), P pixels of the feature map (HW), C channels, S side of the
 input image.
 """
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers import initialization as init
-from transformers.utils import ModelOutput
+from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.utils.generic import can_return_tuple
 
 from m3dec.configuration.configuration_m3dec import M3DecConfig
 
 from .decoder_layer import DecoderLayer
 from .fusing import fuse_mask_decoder, fuse_vision_encoder
-from .input_checks import check_inputs, check_labels, check_pixel_values, real_words
+from .input_checks import check_inputs, check_labels, check_pixel_values, check_values, check_words, real_words
 from .iterative_interaction import INITIAL_WEIGHT, IterativeInteraction, StaticInteraction
 from .language_encoder import BertLanguageEncoder, RecurrentLanguageEncoder
 from .language_reconstruction import LanguageReconstruction
 from .mask_decoder import MaskDecoder
 from .mask_loss import dice_loss, mask_loss, masks_at
+from .outputs import M3DecImageSegmentationOutput, M3DecModelOutput, chosen
 from .pretrained_weights import finish_loading, load_parts
 from .vision_encoder import TransformerEncoderLayer, VisionEncoder
 
 INITIAL_MASK_BIAS = -2.0  # ours: masks are small, so the first answer is "mostly not it"
 INITIAL_WORD_SPREAD = 0.4  # ours: about the spread of GloVe's entries, for word vectors that nobody loads
-
-
-@dataclass
-class M3DecModelOutput(ModelOutput):
-    """What `M3DecModel` gives.
-
-    Attributes:
-        last_hidden_state: F_dec, (N, T, C). Rows of padded words mean nothing.
-        image_features: F_enc, (B, P, C): a function of the images alone, to be given back as `image_features=`.
-        word_features: F_t, (N, T, C).
-        sentence_features: F_t', (N, 1, C).
-        hidden_states: F_dec of each decoder layer, (N, T, C) each; on request.
-        attentions: self-attention weights of each decoder layer, (N, heads, T, T); on request.
-        cross_attentions: cross-attention weights of each decoder layer, (N, heads, T, T), or (N, heads, T, P) where the
-            mutual attention is VAL only; on request.
-        mutual_attentions: A_mut of each decoder layer before any softmax, (N, T, P); on request.
-        pixels: F_enc of the image that each expression is about, (N, P, C); on request.
-    """
-
-    last_hidden_state: Tensor | None = None
-    image_features: Tensor | None = None
-    word_features: Tensor | None = None
-    sentence_features: Tensor | None = None
-    hidden_states: tuple[Tensor, ...] | None = None
-    attentions: tuple[Tensor, ...] | None = None
-    cross_attentions: tuple[Tensor, ...] | None = None
-    mutual_attentions: tuple[Tensor, ...] | None = None
-    pixels: Tensor | None = None
-
-
-@dataclass
-class M3DecImageSegmentationOutput(ModelOutput):
-    """What `M3DecForImageSegmentation` gives: a loss, logits, and all that `M3DecModelOutput` has.
-
-    Attributes:
-        loss: Eq. 5, a scalar; with `labels`.
-        mask_loss: the binary cross entropy alone, a mean over pixels and expressions; with `labels`.
-        reconstruction_loss: the LFR term alone, unweighted; with `labels`, in training.
-        logits: (N, h, w), side S / feature_stride * 2**num_mask_upsamplings; positive on the object.
-    """
-
-    loss: Tensor | None = None
-    mask_loss: Tensor | None = None
-    reconstruction_loss: Tensor | None = None
-    logits: Tensor | None = None
-    last_hidden_state: Tensor | None = None
-    image_features: Tensor | None = None
-    word_features: Tensor | None = None
-    sentence_features: Tensor | None = None
-    hidden_states: tuple[Tensor, ...] | None = None
-    attentions: tuple[Tensor, ...] | None = None
-    cross_attentions: tuple[Tensor, ...] | None = None
-    mutual_attentions: tuple[Tensor, ...] | None = None
 
 
 class M3DecPreTrainedModel(PreTrainedModel):
@@ -104,7 +51,7 @@ class M3DecPreTrainedModel(PreTrainedModel):
     supports_gradient_checkpointing = True
     _no_split_modules = ["TransformerEncoderLayer", "DecoderLayer", "MaskDecoder"]  # noqa: RUF012
     _supports_sdpa = True
-    _keep_in_fp32_modules = ["norm.norm"]  # noqa: RUF012  `WordBatchNorm` says why
+    _keep_in_fp32_modules = [r"\w*norm\.norm"]  # noqa: RUF012  `WordBatchNorm` says why
     fused = False  # by fuse_for_inference
 
     def save_pretrained(self, *args, **kwargs) -> None:
@@ -121,8 +68,7 @@ class M3DecPreTrainedModel(PreTrainedModel):
 
     @classmethod
     def from_pretrained(cls, *args, image_size: int | None = None, **kwargs):
-        """Like `PreTrainedModel.from_pretrained`; what the config freezes is frozen, and `image_size` is set, see
-        `set_image_size`."""
+        """Like `PreTrainedModel.from_pretrained`; what the config freezes is frozen, and `set_image_size` called."""
         loaded = super().from_pretrained(*args, **kwargs)
         model = loaded[0] if isinstance(loaded, tuple) else loaded  # a tuple with output_loading_info=True
         finish_loading(model)
@@ -213,18 +159,69 @@ class M3DecModel(M3DecPreTrainedModel):
         for layer in self.decoder_layers:
             layer.mutual_attention.set_num_pixels(self.config.num_pixels)
 
-    def get_image_features(self, pixel_values: Tensor) -> Tensor:
-        """The image half: from normalized `pixel_values` (B, 3, S, S) to F_enc (B, P, C), whatever will be asked.
+    @can_return_tuple
+    def get_image_features(
+        self,
+        pixel_values: Tensor,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
+        return_dict: bool | None = None,
+    ) -> BaseModelOutputWithPooling:
+        """The image half, whatever will be asked: normalized `pixel_values` (B, 3, S, S) to F_enc.
+
+        Returns:
+            last_hidden_state: F_enc (B, P, C), to be given as `image_features=`. hidden_states: F_vis, then the output
+            of each encoder layer, (B, P, C) each. attentions: of each encoder layer, (B, heads, P, P).
 
         Raises:
             ValueError: the images are not square, or S is no multiple of 32.
         """
         check_pixel_values(pixel_values)
-        eager = self.config._attn_implementation == "eager"
-        pixels = self.vision_encoder(pixel_values)  # (B, P, C)  F_vis
+        output_attentions, output_hidden_states = self._asked(output_attentions, output_hidden_states)
+        eager = self.config._attn_implementation == "eager" or output_attentions
+        states, attentions = [self.vision_encoder(pixel_values)], []  # (B, P, C)  F_vis
         for layer in self.encoder_layers:
-            pixels = layer(pixels, eager)
-        return pixels  # (B, P, C)  F_enc
+            pixels, weights = layer(states[-1], eager)
+            states.append(pixels)
+            attentions.append(weights)
+        return BaseModelOutputWithPooling(
+            last_hidden_state=states[-1],  # (B, P, C)  F_enc
+            hidden_states=chosen(states, output_hidden_states),
+            attentions=tuple(attentions) if output_attentions else None,
+        )
+
+    @can_return_tuple
+    def get_text_features(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
+        return_dict: bool | None = None,
+    ) -> BaseModelOutputWithPooling:
+        """The words alone, before they see an image: `input_ids` (N, T) to F_t and F_t'.
+
+        Returns:
+            last_hidden_state: F_t (N, T, C). pooler_output: F_t' (N, C). hidden_states and attentions: the text
+            encoder's own; a recurrent one gives its word vectors and F_t, and has no attentions. A BERT has them with
+            `attn_implementation="eager"`.
+
+        Raises:
+            ValueError: as `forward` for the same words.
+        """
+        word_mask = check_words(input_ids, attention_mask, self.config.max_words)
+        check_values(None, input_ids, word_mask, None, 0, len(self.get_input_embeddings().weight))
+        asked = self._asked(output_attentions, output_hidden_states)
+        words, sentence, states, attentions = self.language_encoder(input_ids, word_mask, *asked)
+        return BaseModelOutputWithPooling(
+            last_hidden_state=words, pooler_output=sentence[:, 0], hidden_states=states, attentions=attentions
+        )
+
+    def _asked(self, output_attentions: bool | None, output_hidden_states: bool | None) -> tuple[bool, bool]:
+        """Both as given, or as the config has them where None is given."""
+        attentions = self.config.output_attentions if output_attentions is None else output_attentions
+        states = self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
+        return attentions, states
 
     @can_return_tuple
     def forward(
@@ -246,32 +243,35 @@ class M3DecModel(M3DecPreTrainedModel):
             input_ids: (N, T) int64, T at most `config.max_words`, padded on the right.
             attention_mask: (N, T), 1 on words and 0 on padding; None: no padding.
             image_index: (N,) int64, the image each expression is about; None where N == B or B == 1.
-            image_features: (B, P, C), from `get_image_features` or an earlier output, instead of `pixel_values`.
+            image_features: what `get_image_features` returned, or F_enc (B, P, C) alone, instead of `pixel_values`.
             output_attentions: also give all attention weights and A_mut. Runs the plain matrix products.
-            output_hidden_states: also give F_dec of each layer.
+            output_hidden_states: also give F_t and F_dec of each layer; a list of numbers gives these alone.
             output_pixels: also give F_enc of the image that each expression is about.
 
         Raises:
             ValueError: an input is missing or does not fit the others; the message says which and how.
         """
         config = self.config
+        if isinstance(image_features, BaseModelOutputWithPooling):
+            image_features = image_features.last_hidden_state
         sizes = config.hidden_size, config.max_words, len(self.get_input_embeddings().weight)
         check_inputs(pixel_values, image_features, input_ids, attention_mask, image_index, *sizes)
         eager = config._attn_implementation == "eager"
-        output_attentions = config.output_attentions if output_attentions is None else output_attentions
-        output_hidden_states = config.output_hidden_states if output_hidden_states is None else output_hidden_states
+        output_attentions, output_hidden_states = self._asked(output_attentions, output_hidden_states)
 
         word_mask = real_words(input_ids, attention_mask)  # (N, T), False on padding
         if image_features is None:
-            image_features = self.get_image_features(pixel_values)  # (B, P, C)  F_enc
+            image_features = self.get_image_features(
+                pixel_values, return_dict=True
+            ).last_hidden_state  # (B, P, C)  F_enc
         if image_index is None:
             pixels = image_features.expand(input_ids.shape[0], -1, -1)  # (N, P, C); len() would be fixed by an export
         else:
             pixels = image_features[image_index]
-        words, sentence = self.language_encoder(input_ids, word_mask)  # (N, T, C), (N, 1, C)  F_t, F_t'
+        words, sentence, *_ = self.language_encoder(input_ids, word_mask)  # (N, T, C), (N, 1, C)  F_t, F_t'
 
         query, language = words, words
-        states, attended = [], []
+        states, attended = [words], []
         for number, layer in enumerate(self.decoder_layers):
             if number > 0 and len(self.interactions):
                 query, language = self.interactions[number - 1](query, language, word_mask)  # Eq. 3
@@ -285,7 +285,7 @@ class M3DecModel(M3DecPreTrainedModel):
             image_features=image_features,
             word_features=words,
             sentence_features=sentence,
-            hidden_states=tuple(states) if output_hidden_states else None,
+            hidden_states=chosen(states, output_hidden_states),
             attentions=attentions if output_attentions else None,
             cross_attentions=cross_attentions if output_attentions else None,
             mutual_attentions=mutual_attentions if output_attentions else None,
@@ -314,9 +314,13 @@ class M3DecForImageSegmentation(M3DecPreTrainedModel):
             self.language_reconstruction = LanguageReconstruction(config.hidden_size, detached)
         self.post_init()
 
-    def get_image_features(self, pixel_values: Tensor) -> Tensor:
+    def get_image_features(self, *args, **kwargs) -> BaseModelOutputWithPooling:
         """The image half alone, see `M3DecModel.get_image_features`: encode once, ask many times."""
-        return self.model.get_image_features(pixel_values)
+        return self.model.get_image_features(*args, **kwargs)
+
+    def get_text_features(self, *args, **kwargs) -> BaseModelOutputWithPooling:
+        """The words alone, see `M3DecModel.get_text_features`."""
+        return self.model.get_text_features(*args, **kwargs)
 
     def set_image_size(self, image_size: int) -> None:
         """See `M3DecModel.set_image_size`."""

@@ -90,13 +90,13 @@ class TransformerEncoderLayer(GradientCheckpointingLayer):
         self.feed_forward_norm = nn.LayerNorm(hidden_size)
         self.dropout = nn.Dropout(dropout)
 
-    def forward(self, pixels: Tensor, eager: bool = False) -> Tensor:
-        """From (B, P, C) to (B, P, C)."""
+    def forward(self, pixels: Tensor, eager: bool = False) -> tuple[Tensor, Tensor | None]:
+        """From (B, P, C) to (B, P, C), and the attention weights (B, heads, P, P), which are None unless `eager`."""
         side = math.isqrt(pixels.shape[1])
         placed = pixels + sine_positions_2d(side, pixels.shape[2], pixels.device).to(pixels.dtype)
-        attended, _ = self.self_attention(placed, placed, pixels, None, eager)
+        attended, weights = self.self_attention(placed, placed, pixels, None, eager)
         pixels = self.self_attention_norm(pixels + self.dropout(attended))
-        return self.feed_forward_norm(pixels + self.dropout(self.feed_forward(pixels)))
+        return self.feed_forward_norm(pixels + self.dropout(self.feed_forward(pixels))), weights
 
 
 def to_stride(level: Tensor, stride: int, target: int) -> Tensor:

@@ -105,7 +105,8 @@ class ReferringImageSegmentationPipeline(Pipeline):
         input_ids = pad_sequence(rows, batch_first=True, padding_value=self.processor.tokenizer.pad_token_id)
         attention_mask = pad_sequence([torch.ones_like(row) for row in rows], batch_first=True)
         image_index = [number for number, count in enumerate(num_expressions) for _ in range(count)]
-        features = self.model.get_image_features(inputs["pixel_values"].to(self.model.dtype))
+        pixel_values = inputs["pixel_values"].to(self.model.dtype)
+        features = self.model.get_image_features(pixel_values, return_dict=True).last_hidden_state
         logits = self.segmenter.logits(features, input_ids, attention_mask, image_index)
         return {"logits": list(logits.split(num_expressions)), "texts": inputs["texts"], "size": inputs["size"]}
 

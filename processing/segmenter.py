@@ -74,13 +74,14 @@ class Segmenter:
 
     def _encode(self, images: list[np.ndarray]) -> Tensor:
         pixel_values = self.processor(images=images)["pixel_values"]
-        return self.model.get_image_features(pixel_values.to(self.model.device, self.model.dtype))
+        pixel_values = pixel_values.to(self.model.device, self.model.dtype)
+        return self.model.get_image_features(pixel_values, return_dict=True).last_hidden_state
 
     def logits(self, image_features: Tensor, input_ids: Tensor, attention_mask: Tensor, image_index) -> Tensor:
         """Logits (N, h, w) of N expressions, `EXPRESSIONS_AT_ONCE` at a time, in float32.
 
         Args:
-            image_features: F_enc (B, P, C), of `encode` or the model's `get_image_features`.
+            image_features: F_enc (B, P, C), of `encode`.
             input_ids, attention_mask: (N, T), of the processor.
             image_index: N numbers, a list or a tensor: the image of each expression.
         """

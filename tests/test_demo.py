@@ -73,7 +73,7 @@ def test_answers_are_the_pipelines_whether_the_image_is_new_or_remembered(scenes
 def test_an_image_is_encoded_once_however_often_it_is_asked_about(scenes_model, monkeypatch):
     encoded = []
     encode = scenes_model.model.get_image_features
-    monkeypatch.setattr(scenes_model.model, "get_image_features", lambda pixels: encoded.append(1) or encode(pixels))
+    monkeypatch.setattr(scenes_model.model, "get_image_features", lambda *x, **y: encoded.append(1) or encode(*x, **y))
     first = scenes_model.ask(scene(0), QUESTIONS[:1])[1]
     second = scenes_model.ask(scene(0), QUESTIONS[1:], threshold=0.3)[1]
     scenes_model.attention(scene(0), QUESTIONS[2])

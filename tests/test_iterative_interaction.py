@@ -175,7 +175,7 @@ def decoder_difference(interaction="iterative"):
     weights = weights_of(model)
     queries = languages = real_rows(outputs.word_features, MASK)
     ours, expected = [], []
-    for n, state in enumerate(outputs.hidden_states):
+    for n, state in enumerate(outputs.hidden_states[1:]):
         if n > 0 and interaction != "none":
             block = under(weights, f"interactions.{n - 1}")
             queries, languages = by_hand(queries, languages, block, False, static=interaction == "static")

@@ -77,7 +77,7 @@ def by_hand(expressions, weights, recurrent_type):
 def difference(module, recurrent_type="lstm"):
     """How far F_t and F_t' are from the oracle's."""
     encoder = drawn(module.RecurrentLanguageEncoder(V, D, C, UNKNOWN, recurrent_type))
-    words, sentences = encoder(INPUT_IDS, MASK)
+    words, sentences, *_ = encoder(INPUT_IDS, MASK)
     assert sentences.shape == (N, 1, C)
     ids = [row[:t].tolist() for row, t in zip(INPUT_IDS, NUM_WORDS, strict=True)]
     expected = by_hand(ids, weights_of(encoder), recurrent_type)
@@ -139,21 +139,21 @@ def test_the_oracle_notices_a_mistake_in_the_language_encoder(old, new, recurren
 def test_all_unknown_words_share_one_vector_which_is_trained_though_the_others_are_frozen(recurrent_type):
     encoder = RecurrentLanguageEncoder(V, D, C, UNKNOWN, recurrent_type).double()
     assert not encoder.word_vectors.weight.requires_grad
-    words, _ = encoder(INPUT_IDS, MASK)
+    words, *_ = encoder(INPUT_IDS, MASK)
     words[MASK].sum().backward()
     assert encoder.unknown_word.grad.any()
 
     before = weights_of(encoder)
     with torch.no_grad():
         encoder.word_vectors.weight[UNKNOWN] += 1  # the row that nobody reads
-    after, _ = encoder(INPUT_IDS, MASK)
+    after, *_ = encoder(INPUT_IDS, MASK)
     assert torch.equal(after, words)
     assert (weights_of(encoder)["unknown_word"] == before["unknown_word"]).all()
 
 
 def test_word_vectors_that_are_not_frozen_are_trained_where_they_are_read():
     encoder = RecurrentLanguageEncoder(V, D, C, UNKNOWN, freeze_word_vectors=False).double()
-    words, _ = encoder(INPUT_IDS, MASK)
+    words, *_ = encoder(INPUT_IDS, MASK)
     words[MASK].sum().backward()
     read = set(INPUT_IDS[MASK].tolist()) - {UNKNOWN}
     assert {i for i, row in enumerate(encoder.word_vectors.weight.grad) if row.any()} == read
@@ -172,7 +172,7 @@ def bert_difference(module):
     torch.manual_seed(0)
     encoder = module.BertLanguageEncoder(config, C)
     encoder = drawn(encoder).eval()
-    words, sentences = encoder(INPUT_IDS, MASK)
+    words, sentences, *_ = encoder(INPUT_IDS, MASK)
     weights, expected = weights_of(encoder), []
     for row, t in zip(INPUT_IDS, NUM_WORDS, strict=True):  # each expression by itself, so nothing is padded
         hidden = encoder.text_encoder(input_ids=row[None, :t]).last_hidden_state[0].detach().numpy()
@@ -193,7 +193,7 @@ def test_of_a_bert_every_piece_is_a_word_and_cls_the_sentence():
 @pytest.mark.parametrize(
     ("old", "new"),
     [
-        pytest.param(", attention_mask=word_mask.long()", "", id="without mask"),
+        pytest.param("attention_mask=word_mask.long(),", "", id="without mask"),
         pytest.param("hidden[:, :1]", "hidden.mean(1, keepdim=True)", id="a mean for [CLS]"),
         pytest.param("self.sentence_projection(hidden", "self.word_projection(hidden", id="one layer for both"),
     ],

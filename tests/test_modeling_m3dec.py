@@ -200,15 +200,46 @@ def test_every_word_and_the_image_change_the_answer(kind, length):
 @every_kind
 def test_image_features_are_of_the_image_alone_to_the_bit(kind):
     model, images = model_of(kind), pictures(2)
-    features = model.get_image_features(images)
+    features = model.get_image_features(images).last_hidden_state
     assert features.shape == (2, 16, 32)
-    assert torch.equal(model.model.get_image_features(images), features)
+    assert torch.equal(model.model.get_image_features(images).last_hidden_state, features)
     for lengths in [(3, 7), (15, 15), (1, 2)]:
         ids, mask = expressions(*lengths, seed=sum(lengths))
         outputs = model(images, ids, mask)
         assert torch.equal(outputs.image_features, features)
         reused = model(image_features=outputs.image_features, input_ids=ids, attention_mask=mask)
         assert torch.equal(reused.logits, outputs.logits) and torch.equal(reused.image_features, features)
+
+
+@torch.inference_mode()
+@every_kind
+def test_each_half_gives_what_transformers_expects_of_it_and_the_whole_model_takes_it(kind):
+    model, images, (ids, mask) = model_of(kind), pictures(2), expressions(3, 7)
+    whole = model(images, ids, mask)
+    image = model.get_image_features(images, output_attentions=True, output_hidden_states=True)
+    assert [state.shape for state in image.hidden_states] == [(2, 16, 32)] * 2  # F_vis, and what one layer makes of it
+    assert torch.equal(image.hidden_states[-1], image.last_hidden_state) and image.pooler_output is None
+    assert [weights.shape for weights in image.attentions] == [(2, 4, 16, 16)]
+    assert_close(image.attentions[0].sum(dim=-1), torch.ones(2, 4, 16))
+    plain = model.get_image_features(images)
+    assert plain.hidden_states is plain.attentions is None
+    assert torch.equal(model(image_features=plain, input_ids=ids, attention_mask=mask).logits, whole.logits)
+
+    text = model.get_text_features(ids, mask, output_attentions=True, output_hidden_states=True)
+    assert torch.equal(text.last_hidden_state, whole.word_features)
+    assert torch.equal(text.pooler_output[:, None], whole.sentence_features)
+    assert [states.shape[:2] for states in text.hidden_states] == [(2, 7)] * 2
+    assert text.attentions == ()  # a BERT gives them with attn_implementation="eager"
+    assert isinstance(model.get_image_features(images, return_dict=False), tuple)
+    assert isinstance(model.get_text_features(ids, return_dict=False), tuple)
+    some = model(images, ids, mask, output_hidden_states=[0, -1]).hidden_states
+    assert (
+        torch.equal(some[0], whole.word_features) and some[1] is None and torch.equal(some[2], whole.last_hidden_state)
+    )
+    with pytest.raises(ValueError, match="padded on the right"):
+        model.get_text_features(ids, mask.flip(1))
+    with pytest.raises(ValueError, match="vocabulary"):
+        model.get_text_features(ids + 1000)
 
 
 @torch.inference_mode()
@@ -347,7 +378,8 @@ def test_attentions_on_request_have_the_documented_shapes_and_sum_to_one(kind):
     assert [a.shape for a in asked.attentions] == [(2, 4, 7, 7)] * 2
     assert [a.shape for a in asked.cross_attentions] == [(2, 4, 7, keys)] * 2
     assert [a.shape for a in asked.mutual_attentions] == [(2, 7, 16)] * 2
-    assert [a.shape for a in asked.hidden_states] == [(2, 7, 32)] * 2
+    assert [a.shape for a in asked.hidden_states] == [(2, 7, 32)] * 3  # what goes in, and what each of two layers gives
+    assert torch.equal(asked.hidden_states[0], asked.word_features)
     assert torch.equal(asked.hidden_states[-1], asked.last_hidden_state)
     for weights in asked.attentions + asked.cross_attentions:
         assert_close(weights.sum(dim=-1), torch.ones(2, 4, 7))

@@ -103,7 +103,7 @@ class ImageHalf(nn.Module):
         self.model = model
 
     def forward(self, pixel_values: Tensor) -> Tensor:
-        return self.model.get_image_features(pixel_values)  # (B, P, C)  F_enc
+        return self.model.get_image_features(pixel_values, return_dict=True).last_hidden_state  # (B, P, C)  F_enc
 
 
 class Logits(nn.Module):
