@@ -35,6 +35,7 @@ class MaskDecoder(nn.Module):
         self.variant = variant
         self.max_words = max_words
         self.upsample_from = 3 - num_upsamplings  # the first gap that doubles the map
+        self.one_by_one = False  # by fuse_mask_decoder
         self.self_attention = MultiHeadAttention(hidden_size, num_heads)
         self.self_attention_norm = nn.LayerNorm(hidden_size)
         if variant == "decoder_only":
@@ -56,6 +57,12 @@ class MaskDecoder(nn.Module):
         kernels = kernels.masked_fill(~word_mask[..., None], 0.0)  # (N, T, C), padding silenced after bias and norm
 
         maps = self.lay_over_pixels(kernels, pixels, word_mask)
+        if self.one_by_one and maps.device.type == "cpu":  # a cache holds the maps of one expression, not of eight
+            return torch.cat([self.draw(one) for one in maps.split(1)])
+        return self.draw(maps)
+
+    def draw(self, maps: Tensor) -> Tensor:
+        """The four convolutions: from what `lay_over_pixels` gives to logits (N, h, w)."""
         layers = zip([*self.convolutions, self.last_convolution], [*self.norms, None], strict=True)
         for number, (convolution, norm) in enumerate(layers):
             doubles = number > self.upsample_from
