@@ -271,6 +271,13 @@ def test_a_tracker_that_is_not_installed_is_named(recipe, tmp_path, monkeypatch)
         train.main([str(recipe), "--with_tracking", "--report_to", "trackio", "--output_dir", str(tmp_path)])
 
 
+@pytest.mark.parametrize("name", ["FSDP", "DEEPSPEED", "MEGATRON_LM"])
+def test_a_launch_that_gives_each_process_a_part_of_the_model_is_refused_also_on_cpus(name, recipe, monkeypatch):
+    monkeypatch.setenv(f"ACCELERATE_USE_{name}", "true")  # what `accelerate launch` sets
+    with pytest.raises(SystemExit, match=f"asks for {name}.*Use MULTI_GPU"):
+        train.main([str(recipe)])
+
+
 def test_what_a_model_was_made_with_is_not_changed_silently_when_it_is_trained_on(recipe, tmp_path):
     flags = ["--model_name_or_path", str(SHIPPED_CHECKPOINT), "--output_dir", str(tmp_path)]
     with pytest.raises(SystemExit, match=r"asks for decoder_ffn_dim = 16, but .* was made with another"):

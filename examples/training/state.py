@@ -2,13 +2,14 @@
 
 import contextlib
 import dataclasses
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
 import datasets
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedType, set_seed
+from accelerate.utils import set_seed
 from filelock import FileLock, Timeout
 from timm.layers import convert_sync_batchnorm
 from timm.utils import ModelEmaV3
@@ -81,6 +82,13 @@ def locked(folder: Path):
 
 def build_accelerator(recipe: TrainingRecipe) -> Accelerator:
     """Set up processes, devices, trackers and random numbers as the recipe says."""
+    for name in ("FSDP", "DEEPSPEED", "MEGATRON_LM"):
+        if os.environ.get(f"ACCELERATE_USE_{name}", "").lower() == "true":  # on CPUs, Accelerate would leave it out
+            raise SystemExit(
+                f"This configuration asks for {name}, which gives each process a part of the model, but train.py "
+                "measures, averages and saves the whole model on each. Use MULTI_GPU: the largest recipe has only "
+                "211 M parameters. docs/training.md says how a loop of your own uses FSDP2."
+            )
     accelerator = Accelerator(
         mixed_precision=recipe.mixed_precision,
         cpu=recipe.cpu or not torch.accelerator.is_available(),  # unasked, a CPU would make each process the only one
@@ -91,11 +99,6 @@ def build_accelerator(recipe: TrainingRecipe) -> Accelerator:
         raise SystemExit(
             f"--with_tracking logs to {recipe.report_to}, which is not installed: pip install {recipe.report_to}, or "
             "leave the flag out; metrics.jsonl and curves.png are always written."
-        )
-    if accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM):
-        raise SystemExit(
-            f"This launch configuration asks for {accelerator.distributed_type.value}, which spreads one model over "
-            "GPUs. The largest recipe has 211 M parameters: use MULTI_GPU, which keeps all of it on each."
         )
     if recipe.sync_batch_norm and accelerator.device.type != "cuda":
         raise SystemExit("--sync_batch_norm is for GPUs, but this training is on the CPU. Leave it out.")
