@@ -400,6 +400,13 @@ def test_attentions_can_be_asked_for_in_the_config_and_come_as_a_tuple_too():
     assert torch.equal(as_tuple[0], asked.logits) and len(as_tuple) == len(asked.to_tuple())
 
 
+@torch.inference_mode()
+def test_a_timm_backbone_whose_config_asks_for_attentions_is_asked_for_maps_alone():
+    model, (ids, mask) = tiny_model(backbone_config={**TINY_TIMM, "output_attentions": True}), expressions(3, 7)
+    assert model.model.vision_encoder.backbone.config.output_attentions
+    assert torch.equal(model(pictures(2), ids, mask).logits, model_of("lstm")(pictures(2), ids, mask).logits)
+
+
 @pytest.mark.parametrize("kind", ["lstm", "gru", "bert"])
 def test_under_autocast_a_training_step_differs_by_rounding_only(kind):
     losses = []
