@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from .grids import resize_maps
 from .multi_head_attention import MultiHeadAttention
+from .word_batch_norm import keep_frozen_statistics
 
 
 class MaskDecoder(nn.Module):
@@ -49,6 +50,12 @@ class MaskDecoder(nn.Module):
         self.norms = nn.ModuleList(nn.BatchNorm2d(channels) for _ in range(3))
         # The last convolution has neither BN nor ReLU, else no logit could be negative.
         self.last_convolution = kinds[3](channels, 1, 3, padding=1)
+
+    def train(self, mode: bool = True) -> "MaskDecoder":
+        """Like `nn.Module.train`, but batch norms that are frozen keep their statistics."""
+        super().train(mode)
+        keep_frozen_statistics(self)
+        return self
 
     def forward(self, decoded: Tensor, pixels: Tensor, word_mask: Tensor, eager: bool = False) -> Tensor:
         """From F_dec (N, T, C) and F_enc (N, P, C) to logits (N, h, w). `word_mask` (N, T) is False on padding."""

@@ -10,6 +10,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from .multi_head_attention import FeedForward, MultiHeadAttention
 from .positions import sine_positions_2d
+from .word_batch_norm import keep_frozen_statistics
 
 STRIDES = (8, 16, 32)
 
@@ -52,10 +53,11 @@ class VisionEncoder(nn.Module):
             self.backbone.requires_grad_(False)
 
     def train(self, mode: bool = True) -> "VisionEncoder":
-        """Like `nn.Module.train`, but a frozen backbone's batch norms stay in eval."""
+        """Like `nn.Module.train`, but a frozen backbone stays in eval, and so do batch norms that are frozen."""
         super().train(mode)
         if self.freeze:
             self.backbone.eval()
+        keep_frozen_statistics(self)
         return self
 
     def forward(self, pixel_values: Tensor) -> Tensor:

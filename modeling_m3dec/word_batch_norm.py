@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 
 class WordBatchNorm(nn.Module):
@@ -27,6 +28,12 @@ class WordBatchNorm(nn.Module):
 
         return super()._apply(move, recurse)
 
+    def train(self, mode: bool = True) -> "WordBatchNorm":
+        """Like `nn.Module.train`, but a frozen norm keeps its statistics."""
+        super().train(mode)
+        keep_frozen_statistics(self)
+        return self
+
     def forward(self, words: Tensor, word_mask: Tensor) -> Tensor:
         """Normalize `words` (N, T, C). `word_mask` (N, T) is False on padding, whose rows are zeros in training.
 
@@ -43,3 +50,10 @@ class WordBatchNorm(nn.Module):
             )
         normed = self.norm(rows)
         return words.new_zeros(words.shape, dtype=normed.dtype).masked_scatter(word_mask[..., None], normed)
+
+
+def keep_frozen_statistics(module: nn.Module) -> None:
+    """Put batch norms with a frozen weight back into eval: the files of an adapter do not hold their statistics."""
+    for norm in module.modules():
+        if isinstance(norm, _BatchNorm) and norm.affine and not norm.weight.requires_grad:
+            norm.eval()

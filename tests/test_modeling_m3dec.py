@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from test_processing_m3dec import word_processor
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from transformers import (
     AutoBackbone,
     AutoConfig,
@@ -546,6 +547,28 @@ def test_gradient_checkpointing_changes_neither_loss_nor_gradients_nor_buffers(s
         assert all(torch.allclose(ours[name], theirs[name], rtol=1e-5, atol=1e-7) for name in ours)
 
 
+def test_a_batch_norm_with_a_frozen_weight_keeps_its_statistics_in_training_and_the_others_do_not():
+    model = tiny_model()
+    norms = {name: module for name, module in model.named_modules() if isinstance(module, _BatchNorm)}
+    frozen = list(norms)[::2]
+    for name in frozen:
+        norms[name].requires_grad_(False)
+    before = {name: norm.running_mean.clone() for name, norm in norms.items()}
+    model.train()(**training_batch())
+    moved = {name for name, norm in norms.items() if not torch.equal(norm.running_mean, before[name])}
+    assert len(frozen) > 10 and moved == norms.keys() - set(frozen)
+
+
+def test_a_model_can_be_saved_into_the_folder_that_it_was_loaded_from(tmp_path):
+    """Weights that are mapped from a file would be lost when it is written anew."""
+    expected = tiny_model().state_dict()
+    tiny_model().save_pretrained(tmp_path)
+    loaded = M3DecForImageSegmentation.from_pretrained(tmp_path)
+    loaded.save_pretrained(tmp_path)
+    for model in (loaded, M3DecForImageSegmentation.from_pretrained(tmp_path)):
+        assert all(torch.equal(tensor, expected[name]) for name, tensor in model.state_dict().items())
+
+
 def test_the_library_s_trainer_takes_a_step_with_labels_in_and_loss_first(tmp_path):
     model = tiny_model().train()
     rows = [{key: value[n] for key, value in training_batch().items()} for n in range(4)]
@@ -564,6 +587,7 @@ def test_the_library_s_trainer_takes_a_step_with_labels_in_and_loss_first(tmp_pa
     assert trainer.train().training_loss > 0
     assert not torch.equal(model.mask_decoder.last_convolution.weight, before)
     assert trainer.evaluate()["eval_loss"] > 0
+    assert trainer.predict(rows[:3]).predictions.shape == (3, 32, 32)  # the logits alone, of all expressions
     trainer.save_model(tmp_path / "last")
     M3DecForImageSegmentation.from_pretrained(tmp_path / "last")
 
