@@ -60,7 +60,8 @@ class ReferringImageSegmentationPipeline(Pipeline):
             generator or dataset, an iterator over these.
 
         Raises:
-            ValueError: an image cannot be read, an expression holds no word, or images and text do not fit together.
+            ValueError: an image cannot be read, an expression holds no word, images and text do not fit together, or
+                the model is in training mode.
         """
         if text is not None:
             inputs = items(image, text)
@@ -100,6 +101,7 @@ class ReferringImageSegmentationPipeline(Pipeline):
         }
 
     def _forward(self, inputs) -> dict:
+        segmenter = self.segmenter
         num_words, num_expressions = inputs["num_words"].tolist(), inputs["num_expressions"].tolist()
         rows = inputs["input_ids"].split(num_words)
         input_ids = pad_sequence(rows, batch_first=True, padding_value=self.processor.tokenizer.pad_token_id)
@@ -107,7 +109,7 @@ class ReferringImageSegmentationPipeline(Pipeline):
         image_index = [number for number, count in enumerate(num_expressions) for _ in range(count)]
         pixel_values = inputs["pixel_values"].to(self.model.dtype)
         features = self.model.get_image_features(pixel_values, return_dict=True).last_hidden_state
-        logits = self.segmenter.logits(features, input_ids, attention_mask, image_index)
+        logits = segmenter.logits(features, input_ids, attention_mask, image_index)
         return {"logits": list(logits.split(num_expressions)), "texts": inputs["texts"], "size": inputs["size"]}
 
     def postprocess(self, outputs, threshold=0.5) -> list[dict]:

@@ -22,9 +22,17 @@ class Segmenter:
         model: `M3DecForImageSegmentation`, in eval mode.
         processor: the model's `M3DecProcessor`.
         remembered_images: of how many images the features are kept for later calls; the latest ones.
+
+    Raises:
+        ValueError: the model is in training mode.
     """
 
     def __init__(self, model: PreTrainedModel, processor: M3DecProcessor, remembered_images: int = 0):
+        if model.training:
+            raise ValueError(
+                "Only a model in eval mode answers, but this one is in training mode: dropout would blur its answers, "
+                "and each image would change its batch norms. Call model.eval() first, also after a training."
+            )
         self.model, self.processor, self.remembered_images = model, processor, remembered_images
         self._features = OrderedDict()  # key of an image → its F_enc (1, P, C); the last used stands last
 

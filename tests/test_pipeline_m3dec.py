@@ -283,6 +283,17 @@ def test_the_checkpoint_for_photographs_computes_in_float32_whatever_its_file_ho
     assert M3DecForImageSegmentation.from_pretrained(PHOTOS_CHECKPOINT).dtype == torch.float32
 
 
+def test_a_model_in_training_mode_is_refused_and_none_of_its_statistics_changes(pipe):
+    """A training leaves its model in that mode."""
+    training = ReferringImageSegmentationPipeline(tiny_model().train(), processor=pipe.processor, device="cpu")
+    before = {name: tensor.clone() for name, tensor in training.model.named_buffers()}
+    with pytest.raises(ValueError, match=r"in training mode: dropout would .* Call model.eval\(\) first"):
+        training(noise(45, 71), text="the red cup")
+    assert all(torch.equal(tensor, before[name]) for name, tensor in training.model.named_buffers())
+    training.model.eval()
+    assert training(noise(45, 71), text="the red cup") == pipe(noise(45, 71), text="the red cup")
+
+
 def test_weights_in_bfloat16_take_images_as_they_are(pipe):
     half = ReferringImageSegmentationPipeline(tiny_model().bfloat16(), processor=pipe.processor, device="cpu")
     [answer] = half(noise(45, 71), text="the red cup")
