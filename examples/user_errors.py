@@ -38,7 +38,8 @@ def loading(model: str) -> Iterator[None]:
     try:
         yield
     except (ValueError, OSError, SafetensorError) as error:
-        raise SystemExit(f"{model} cannot be loaded: {error}") from error
+        *_, last = str(error).strip().splitlines()  # pipeline() writes whole tracebacks into its message
+        raise SystemExit(f"{model} cannot be loaded: {last if 'Traceback' in str(error) else error}") from error
 
 
 def is_for_the_user(error: Exception) -> bool:

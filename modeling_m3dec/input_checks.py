@@ -140,6 +140,12 @@ def check_pixel_values(pixel_values: Tensor) -> None:
             "pixel_values must be (B, 3, S, S), square with a side S that is a multiple of 32, but they are "
             f"{tuple(pixel_values.shape)}. M3DecImageProcessor makes such squares; its size says which."
         )
+    if pixel_values.shape[0] == 0:  # len() would be fixed by an export
+        raise ValueError(
+            f"At least one image is needed, but pixel_values are {tuple(pixel_values.shape)}. Leave an empty batch "
+            "out. What cuts a batch in pieces by its rows, as accelerate's dispatch_batches does, needs one image for "
+            "each expression."
+        )
     if not pixel_values.is_floating_point():
         raise ValueError(f"pixel_values must be normalized floats, but they are {pixel_values.dtype}. {NORMALIZE}")
 

@@ -70,6 +70,7 @@ class M3DecImageProcessor(M3DecImageSettings, TorchvisionBackend):
     ) -> BatchFeature:
         check_frame(self, kwargs)
         arrays = rgb_arrays(images, input_data_format, timeout)
+        arrays = [array if min(array.strides) > 0 else array.copy() for array in arrays]  # turned by NumPy
         arrays = [np.require(array, requirements=["C", "W"]) for array in arrays]
         # Channels stay last in memory until all is done: torch resizes bytes twice as fast so.
         tensors = [torch.from_numpy(array).permute(2, 0, 1).to(device) for array in arrays]

@@ -74,8 +74,8 @@ def check_frame(image_processor, settings: dict):
 
     Raises:
         ValueError: `do_letterbox` is not the processor's own, or `do_center_crop` or `do_pad` is on; or it is a
-            letterbox, and `size` is not the processor's own or `do_resize` is off; or `image_mean` or `image_std` has
-            values for other channels than three.
+            letterbox, and `size` is not the processor's own or `do_resize` is off; or it is none, and `size` has no
+            height and width; or `image_mean` or `image_std` has values for other channels than three.
     """
     for name in ("image_mean", "image_std"):
         if settings["do_normalize"] and isinstance(settings[name], list | tuple) and len(settings[name]) != 3:
@@ -95,10 +95,15 @@ def check_frame(image_processor, settings: dict):
                 f"Images are neither cropped nor padded, because post-processing lays a mask over the whole image, but "
                 f"{name} is {settings[name]}. Leave it out, or crop the images before."
             )
+    size = dict(settings["size"] or {})
     if not image_processor.do_letterbox:
+        if settings["do_resize"] and set(size) != {"height", "width"}:
+            raise ValueError(
+                "All images are stretched to one size, such as {'height': 416, 'width': 416}, but size is "
+                f"{size}. Give a height and a width; to keep proportions, load the processor with do_letterbox=True."
+            )
         return
     height, width = letterbox_size(image_processor)
-    size = dict(settings["size"] or {})
     if size != {"height": height, "width": width} or not settings["do_resize"]:
         raise ValueError(
             f"A letterbox is resized to the image processor's own size, ({height}, {width}), because post-processing "

@@ -49,6 +49,17 @@ def test_mean_and_standard_deviation_can_be_set_and_survive_saving(backend, tmp_
     )
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("turned", [np.flipud, np.fliplr, np.asfortranarray, lambda array: array[::2]])
+def test_an_array_may_be_a_view_of_another(backend, turned):
+    """NumPy turns an array by negative strides, which torch does not read; also one of a single row."""
+    for image in (photo(), photo(1, 53)):
+        view, mask = turned(image), turned(image[..., 0] > 127)
+        ours, expected = (backend(size=SMALL)(*each) for each in ((view, mask), (view.copy(), mask.copy())))
+        for name in ("pixel_values", "labels"):
+            assert np.array_equal(ours[name], expected[name])
+
+
 def between_two_pixels(side: int, size: int) -> np.ndarray:
     """Which of `size` new pixels have their centre exactly on the border of two of the `side` old ones."""
     return (2 * np.arange(size) + 1) * side % (2 * size) == 0
@@ -291,6 +302,8 @@ def test_letterboxing_survives_saving_and_is_off_unless_asked_for(backend, tmp_p
         ({"do_center_crop": True, "crop_size": SMALL}, {}, "do_center_crop is True"),
         ({}, {"do_pad": True}, "do_pad is True"),
         ({"do_letterbox": True, "size": {"shortest_edge": 64}}, {}, "height and width.*shortest_edge"),
+        ({"size": {"shortest_edge": 64}}, {}, "to one size.*shortest_edge.*proportions.*do_letterbox=True"),
+        ({}, {"size": {"shortest_edge": 64}}, "to one size.*shortest_edge.*proportions.*do_letterbox=True"),
     ],
 )
 def test_what_post_processing_would_not_undo_is_refused(backend, settings, call, message):

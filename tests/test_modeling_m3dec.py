@@ -696,6 +696,10 @@ WRONG_INPUTS = {
         {"pixel_values": torch.ones(2, 3, 64, 96)},
         ["square", "multiple of 32", "(2, 3, 64, 96)", "M3DecImageProcessor"],
     ),
+    "no images": (
+        {"pixel_values": torch.ones(0, 3, 64, 64), "image_index": torch.tensor([0, 0])},
+        ["At least one image", "(0, 3, 64, 64)", "Leave an empty batch out", "one image for each expression"],
+    ),
     "one axis too few": (
         {"pixel_values": torch.ones(3, 64, 64)},
         ["(B, 3, S, S)", "(3, 64, 64)", "M3DecImageProcessor"],

@@ -1,6 +1,7 @@
 """An error for the user ends a program with its message; a bug keeps its traceback. As a command and as a script."""
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -11,6 +12,7 @@ import pytest
 import yaml
 from huggingface_hub.errors import HFValidationError
 from safetensors import safe_open
+from transformers import pipeline
 
 from m3dec import M3DecConfig
 from m3dec.examples.user_errors import exits_with_message, loading
@@ -66,6 +68,15 @@ def test_damaged_weights_are_told_and_a_model_that_cannot_be_loaded_is_named(tmp
         exits_with_message(safe_open)(tmp_path / "model.safetensors", "pt")
     with pytest.raises(SystemExit, match="a/b/c cannot be loaded: Repo id"), loading("a/b/c"):
         raise HFValidationError("Repo id must be owner/name")
+
+
+def test_a_folder_without_weights_is_told_in_one_line(tmp_path):
+    """The library's pipeline() writes a traceback for every class it tried into its own message."""
+    for name in ("config.json", "processor_config.json", "tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(SCENES_CHECKPOINT / name, tmp_path)
+    with pytest.raises(SystemExit) as stop, loading("mine"):
+        pipeline("referring-image-segmentation", model=str(tmp_path))
+    assert re.fullmatch(r"mine cannot be loaded: .*no file named model.safetensors.*", str(stop.value))
 
 
 @pytest.mark.slow
