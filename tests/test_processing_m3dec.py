@@ -8,6 +8,7 @@ import pandas
 import pytest
 import torch
 from datasets import Dataset
+from datasets.fingerprint import Hasher
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -519,3 +520,12 @@ def test_several_may_come_in_a_list_tuple_column_series_or_array(of_several, tmp
     assert torch.equal(about_one["input_ids"], expected["input_ids"]) and len(about_one["pixel_values"]) == 1
     nested = processor(images=paths, text=[of_several(["cat", "dog"]), of_several(["a cat", "red"])])
     assert nested["image_index"].tolist() == [0, 0, 1, 1]
+
+
+@pytest.mark.parametrize("make", [word_processor, bert_processor])
+def test_calls_leave_the_fingerprint_by_which_datasets_knows_a_processor(make):
+    """By it `Dataset.map` finds in its cache what the same processor made before."""
+    processor, fingerprint = make(), Hasher.hash(make())
+    for options in ({}, {"max_length": 4}, {"padding": "max_length"}):
+        processor(text=["the red cup", "a dog left of the blue cat"], **options)
+        assert Hasher.hash(processor) == fingerprint
