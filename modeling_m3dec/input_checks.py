@@ -22,6 +22,8 @@ def check_inputs(
     vocab_size: int,
 ) -> None:
     """Refuse what `M3DecModel.forward` cannot answer. Its docstring has the shapes. Reads once from the device."""
+    check_tensors(image_features=image_features, input_ids=input_ids, attention_mask=attention_mask)
+    check_tensors(pixel_values=pixel_values, image_index=image_index)
     if image_features is None and pixel_values is None:
         raise ValueError(
             "The image is half of the input, but pixel_values and image_features are None. Give pixel_values, or "
@@ -132,8 +134,19 @@ def real_words(input_ids: Tensor, attention_mask: Tensor | None) -> Tensor:
     return torch.ones_like(input_ids, dtype=torch.bool) if attention_mask is None else attention_mask.bool()
 
 
+def check_tensors(**inputs: Tensor | None) -> None:
+    """Refuse what is no tensor, such as lists, arrays, or the processor's whole answer in the place of the first."""
+    for name, given in inputs.items():
+        if given is not None and not isinstance(given, Tensor):
+            raise ValueError(
+                f"{name} must be a tensor, but it is of type {type(given).__name__}. Call the processor with "
+                "return_tensors='pt', its default, and model(**inputs)."
+            )
+
+
 def check_pixel_values(pixel_values: Tensor) -> None:
     """Refuse images that are not (B, 3, S, S) of floats with S a multiple of 32."""
+    check_tensors(pixel_values=pixel_values)
     height, width = pixel_values.shape[-2:]
     if pixel_values.ndim != 4 or pixel_values.shape[1] != 3 or height != width or height % 32 or height == 0:
         raise ValueError(
@@ -152,6 +165,7 @@ def check_pixel_values(pixel_values: Tensor) -> None:
 
 def check_labels(labels: Tensor | None, input_ids: Tensor | None) -> None:
     """Refuse labels that are not a mask (H, W) of 0, 1 and `IGNORED` for each expression. One read from the device."""
+    check_tensors(labels=labels, input_ids=input_ids)
     if labels is None or input_ids is None or input_ids.ndim != 2:
         return  # `check_inputs` refuses such words
     num_expressions = input_ids.shape[0]

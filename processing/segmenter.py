@@ -8,9 +8,12 @@ import numpy as np
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
+from transformers.utils import logging
 
 from .images import rgb_arrays
 from .processing_m3dec import M3DecProcessor
+
+logger = logging.get_logger(__name__)
 
 EXPRESSIONS_AT_ONCE = 32  # in the mask decoder, where each takes some 100 MB at the paper's size
 
@@ -32,6 +35,12 @@ class Segmenter:
             raise ValueError(
                 "Only a model in eval mode answers, but this one is in training mode: dropout would blur its answers, "
                 "and each image would change its batch norms. Call model.eval() first, also after a training."
+            )
+        known, rows = len(processor.tokenizer), len(model.get_input_embeddings().weight)
+        if known != rows:
+            logger.warning_once(
+                f"The processor's tokenizer knows {known} words, but the model has rows for {rows}. If the processor "
+                "is another model's, the answers mean nothing: load both from one folder."
             )
         self.model, self.processor, self.remembered_images = model, processor, remembered_images
         self._features = OrderedDict()  # key of an image → its F_enc (1, P, C); the last used stands last

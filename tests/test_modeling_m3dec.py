@@ -5,6 +5,7 @@ import re
 import socket
 from functools import cache, partial
 
+import numpy as np
 import pytest
 import timm
 import torch
@@ -695,6 +696,14 @@ WRONG_INPUTS = {
     "not square": (
         {"pixel_values": torch.ones(2, 3, 64, 96)},
         ["square", "multiple of 32", "(2, 3, 64, 96)", "M3DecImageProcessor"],
+    ),
+    "a list": ({"input_ids": [[2, 3], [4, 5]]}, ["input_ids must be a tensor", "type list", "return_tensors='pt'"]),
+    "an array": ({"labels": np.ones((2, 64, 64))}, ["labels must be a tensor", "type ndarray", "return_tensors='pt'"]),
+    "images in a list": ({"pixel_values": [torch.ones(3, 64, 64)]}, ["pixel_values must be a tensor", "type list"]),
+    "image_index in a list": ({"image_index": [0, 1]}, ["image_index must be a tensor", "type list"]),
+    "all inputs as the first": (
+        {"pixel_values": {"pixel_values": pictures(2)}, "input_ids": None},
+        ["pixel_values must be a tensor", "type dict", "model(**inputs)"],
     ),
     "no images": (
         {"pixel_values": torch.ones(0, 3, 64, 64), "image_index": torch.tensor([0, 0])},

@@ -1,5 +1,6 @@
 """The one path from images and expressions to masks: each step is done once, and many at a time answer as one does."""
 
+import logging
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 
@@ -12,7 +13,7 @@ from test_processing_m3dec import bert_processor, word_processor
 
 from m3dec.processing import images
 from m3dec.processing.pipeline_m3dec import ReferringImageSegmentationPipeline
-from m3dec.processing.segmenter import EXPRESSIONS_AT_ONCE, Segmenter
+from m3dec.processing.segmenter import EXPRESSIONS_AT_ONCE, Segmenter, logger
 
 ASKED = ["the red cup", "the left cat", "big blue cup on the left"]
 
@@ -103,3 +104,13 @@ def test_threads_that_share_a_processor_get_the_rows_that_one_thread_gets(make):
             threads.map(lambda batch, style: processor(text=batch, padding=style)["input_ids"], batches, styles)
         )
     assert all(torch.equal(one, other) for one, other in zip(alone, shared, strict=True))
+
+
+def test_a_processor_of_another_vocabulary_than_the_models_is_warned_of(caplog, segmenter):
+    """The numbers of a smaller vocabulary's words are all in range: the masks would be about other words."""
+    logger.warning_once.cache_clear()
+    with caplog.at_level(logging.WARNING):
+        Segmenter(segmenter.model, word_processor())
+        assert not caplog.messages
+        Segmenter(segmenter.model, bert_processor())
+    assert ["knows 12 words, but the model has rows for 11" in message for message in caplog.messages] == [True]
