@@ -580,6 +580,7 @@ def test_the_library_s_trainer_takes_a_step_with_labels_in_and_loss_first(tmp_pa
         output_dir=str(tmp_path),
         max_steps=1,
         per_device_train_batch_size=4,
+        per_device_eval_batch_size=2,
         report_to="none",
         use_cpu=True,
         disable_tqdm=True,
@@ -588,7 +589,7 @@ def test_the_library_s_trainer_takes_a_step_with_labels_in_and_loss_first(tmp_pa
     assert trainer.train().training_loss > 0
     assert not torch.equal(model.mask_decoder.last_convolution.weight, before)
     assert trainer.evaluate()["eval_loss"] > 0
-    assert trainer.predict(rows[:3]).predictions.shape == (3, 32, 32)  # the logits alone, of all expressions
+    assert trainer.predict(rows[:3]).predictions.shape == (3, 32, 32)  # the logits alone, of the last batch too
     trainer.save_model(tmp_path / "last")
     M3DecForImageSegmentation.from_pretrained(tmp_path / "last")
 
