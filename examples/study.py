@@ -41,7 +41,7 @@ TABLES, OTHER_RUNS, PAPER = STUDY["tables"], STUDY["runs"], STUDY["paper"]
 class StudyArguments:
     tables: list[str] = field(
         default_factory=lambda: ["1", "2", "3"],
-        metadata={"help": "1, 2, 3: the paper's. lfr: both of its targets. blind: expressions at random."},
+        metadata={"help": "1, 2, 3: the paper's. extremes, keys, lfr (its targets), blind: ours."},
     )
     base: str | None = HfArg(default=None, help="A recipe to put under all rows. None: their own.")
     seeds: list[int] = field(default_factory=lambda: [0, 1])

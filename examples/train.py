@@ -6,7 +6,8 @@
     accelerate launch --config_file examples/launch/one_gpu.yaml examples/train.py examples/recipes/your_data.yaml
 
 Writes output_dir/best (by mIoU on the evaluation split) and output_dir/last, both complete `from_pretrained` folders
-with a model card, and beside them recipe.yaml, metrics.jsonl, curves.png and samples.png; with --checkpointing_steps N,
+with a model card, and beside them recipe.yaml, metrics.jsonl, rows.parquet (the last answers), curves.png and
+samples.png; with --checkpointing_steps N,
 and on SIGTERM and SIGUSR1, output_dir/checkpoints, from which --resume_from_checkpoint newest goes on as if nothing had
 happened.
 """
@@ -29,8 +30,10 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from tqdm import tqdm
 
 from m3dec import M3DecForImageSegmentation
-from m3dec.examples.evaluation.loop import evaluate
+from m3dec.examples.evaluation.loop import DEFAULT_THRESHOLD, evaluate
+from m3dec.examples.evaluation.results import Answers, write_rows
 from m3dec.examples.evaluation.tables import by_kind, by_set, peak_rates, text_table
+from m3dec.examples.training.diagnostics import diagnose, few_batches, gradient_norms
 from m3dec.examples.training.parts import freezes_text_encoder, normalized
 from m3dec.examples.training.recipe import TrainingRecipe, parse_recipe, write_recipe
 from m3dec.examples.training.report import draw_curves, draw_samples
@@ -164,6 +167,8 @@ def train_step(training: Training, window: list[dict]) -> dict[str, Tensor]:
     norm = accelerator.clip_grad_norm_(training.model.parameters(), training.recipe.max_grad_norm or math.inf)
     if accelerator.scaler is None and not torch.isfinite(norm):  # fp16's scaler leaves such a step out by itself
         raise FloatingPointError(not_finite(f"gradient's norm is {norm.item()}", seen, training))
+    if logged:
+        losses |= gradient_norms(training.model)
     training.optimizer.step()
     training.optimizer.zero_grad()
     training.schedule.step()
@@ -226,6 +231,11 @@ def evaluate_and_save(training: Training, losses: dict[str, Tensor]) -> None:
         save(training, figures, output / "last")
         if improved:
             save(training, figures, output / "best")
+        data, split = describe_held_out(training.recipe), training.recipe.eval_split
+        answers = Answers(str(output / "last"), data, split, DEFAULT_THRESHOLD, results)
+        write_rows(output / "rows.parquet", answers)
+        batches = few_batches(training.held_out, training.processor, training.model.config)
+        measured |= diagnose(training.evaluated, batches)
         record(training, loss=loss, **measured)  # after the folders: `resume` takes a line here as their proof
         draw_curves(output / "metrics.jsonl", output / "curves.png")
         draw_samples(training.evaluated, training.processor, training.held_out, output / "samples.png")
@@ -263,12 +273,11 @@ def save(training: Training, figures: dict, folder: Path) -> None:
     training.evaluated.save_pretrained(temporary)
     training.processor.save_pretrained(temporary)
     on_gpu = training.accelerator.device.type == "cuda"
-    sets = training.recipe.sets if training.recipe.eval_mix else [training.recipe]
     write_model_card(
         temporary,
         {**dataclasses.asdict(training.recipe), "resume_from_checkpoint": None},
         figures,
-        " and ".join(data.describe() for data in sets),
+        describe_held_out(training.recipe),
         training.progress.step,
         counts=training.counts,
         device=torch.cuda.get_device_name() if on_gpu else training.accelerator.device.type.upper(),
@@ -282,6 +291,10 @@ def save(training: Training, figures: dict, folder: Path) -> None:
         folder.rename(old)  # so that a folder half deleted never has the name of a whole one
     temporary.rename(folder)
     shutil.rmtree(old, ignore_errors=True)
+
+
+def describe_held_out(recipe: TrainingRecipe) -> str:
+    return " and ".join(data.describe() for data in (recipe.sets if recipe.eval_mix else [recipe]))
 
 
 def record(training: Training, **values) -> None:
