@@ -5,7 +5,7 @@
     m3dec push model outputs/your_data/best owner/name --private --tag v1
     m3dec push metric owner/referring_iou
     m3dec push dataset outputs/prepared owner/references
-    m3dec info outputs/your_data/best
+    m3dec info outputs/your_data/best --data outputs/prepared
 
 What takes long to import is imported where it is called, so that --help is quick.
 """
@@ -91,7 +91,10 @@ def info(arguments: list[str] | None = None):
         default=str(PHOTOS_CHECKPOINT),
         help="a folder or a name on the Hub; default: the checkpoint for photographs that ships with m3dec",
     )
-    name = parser.parse_args(arguments).model
+    parser.add_argument("--data", help="a folder of m3dec prepare: measure on it what each of the paper's parts does")
+    parser.add_argument("--split", default="val", help="of --data; default: val")
+    options = parser.parse_args(arguments)
+    name = options.model
     with loading(name):
         processor = AutoProcessor.from_pretrained(name)
         model = AutoModelForImageSegmentation.from_pretrained(name)
@@ -114,4 +117,21 @@ def info(arguments: list[str] | None = None):
         **{name: importlib.metadata.version(name) for name in PACKAGES},
         "GPU": torch.cuda.get_device_name() if torch.cuda.is_available() else "none",
     }
-    print("\n".join(f"{name:16}{value}" for name, value in rows.items()))
+    if options.data:
+        rows |= parts_at_work(model, processor, options.data, options.split)
+    print("\n".join(f"{name:19}{value}" for name, value in rows.items()))
+
+
+def parts_at_work(model, processor, folder: str, split: str) -> dict[str, str]:
+    """What each of the parts does on some 200 images of prepared data, by the names of `training/diagnostics.py`."""
+    from m3dec.examples.training.diagnostics import diagnose, few_batches
+    from m3dec.processing.referring_data import load_referring_dataset
+
+    try:
+        splits = load_referring_dataset("prepared", root=folder)
+    except (ValueError, OSError) as error:
+        raise SystemExit(str(error)) from error
+    if split not in splits:
+        raise SystemExit(f"There is no split {split!r} in {folder}. Its splits are {', '.join(splits)}.")
+    found = diagnose(model, few_batches(splits[split], processor, model.config, number=25))
+    return {name: f"{value:.4g}" for name, value in found.items()}

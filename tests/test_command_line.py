@@ -3,6 +3,7 @@
 import importlib.metadata
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -12,11 +13,13 @@ import pytest
 from PIL import Image
 from pycocotools import mask as coco_mask
 from test_bad_input import BAD_PICTURES, photo
-from transformers import pipeline
+from transformers import AutoModelForImageSegmentation, pipeline
 
 from m3dec.examples import PHOTOGRAPHS
 from m3dec.hub import PHOTOS_CHECKPOINT, SCENES_CHECKPOINT
-from m3dec.processing.referring_data.scenes import draw_scene
+from m3dec.processing.referring_data import load_referring_dataset
+from m3dec.processing.referring_data.readers.prepared_shards import write_prepared
+from m3dec.processing.referring_data.scenes import draw_scene, write_scenes
 from m3dec_command_line.__main__ import COMMANDS, main
 
 
@@ -164,6 +167,19 @@ def test_info_says_what_a_model_is(capsys):
     assert run("info", SCENES_CHECKPOINT) == 0
     out = capsys.readouterr().out
     assert "4.61 M" in out and "tf_efficientnet_lite0" in out and "160 x 160" in out
+
+
+def test_info_measures_what_each_part_does_on_prepared_data(tmp_path, capsys):
+    write_scenes(tmp_path, {"train": 1, "val": 4})
+    tables = load_referring_dataset("refer", root=tmp_path, dataset="scenes", split_by="scenes")
+    write_prepared(tables, tmp_path / "prepared")
+    assert run("info", SCENES_CHECKPOINT, "--data", tmp_path / "prepared") == 0
+    out = capsys.readouterr().out
+    gate = AutoModelForImageSegmentation.from_pretrained(SCENES_CHECKPOINT).model.interactions[0].interaction_weight
+    assert re.search(r"imi_gate/1 +(\S+)", out)[1] == f"{gate.item():.4g}"
+    assert all(f"\n{name}/" in out for name in ("silent", "word_entropy", "position_entropy", "lfr_error"))
+    assert run("info", SCENES_CHECKPOINT, "--data", tmp_path / "prepared", "--split", "test") == 1
+    assert "Its splits are train, val" in capsys.readouterr().err
 
 
 def test_export_writes_a_folder_that_loads_and_refuses_one_that_is_there(tmp_path, capsys):

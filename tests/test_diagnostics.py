@@ -85,7 +85,22 @@ def test_the_gates_are_those_of_the_blocks(interaction):
     blocks = model.model.interactions
     for block, value in zip(blocks, (0.0, -0.25), strict=False):
         torch.nn.init.constant_(block.interaction_weight, value)
-    assert named(diagnose(model, tiny_batches()), "imi_gate") == [0.0, -0.25][: len(blocks)]
+    found = diagnose(model, tiny_batches())
+    assert named(found, "imi_gate") == [0.0, -0.25][: len(blocks)]
+    shares = named(found, "imi_share")
+    assert len(shares) == len(blocks) and shares[:1] == [0.0][: len(blocks)] and all(share > 0 for share in shares[1:])
+
+
+def test_the_share_of_an_injection_is_that_of_its_norm():
+    model = tiny_model(interaction="static")  # what is injected are the words themselves
+    found = []
+    model.model.decoder_layers[0].register_forward_hook(lambda layer, inputs, outputs: found.append(outputs[0]))
+    batches = tiny_batches()[:1]
+    mask = batches[0]["attention_mask"].bool()
+    share = diagnose(model, batches)["imi_share/1"]
+    words = model(**batches[0]).word_features
+    ratios = [0.1 * w[m].norm() / q[m].norm() for w, q, m in zip(words, found[0], mask, strict=True)]
+    assert share == pytest.approx(sum(ratios).item() / 4, rel=1e-4)
 
 
 @pytest.mark.parametrize("variant", ["shared", "independent", "language_attended_vision", "vision_attended_language"])
@@ -171,7 +186,7 @@ def test_a_training_writes_them_into_its_log_and_its_last_answers_beside_it(reci
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     for line in lines:
         assert len(named(line, "gradient_norm")) == (0 if "figures" in line else 6)
-        measured = [len(named(line, name)) for name in ("silent", "word_entropy", "position_entropy", "imi_gate")]
+        measured = [len(named(line, name)) for name in ("silent", "word_entropy", "position_entropy", "imi_share")]
         assert measured == ([3, 3, 3, 2] if "figures" in line else [0] * 4)
     assert lines[-1]["lfr_error/right"] >= 0
     answers = read_rows(tmp_path / "rows.parquet")

@@ -3,6 +3,7 @@
 What stands in metrics.jsonl, with n from 1, in the order of Fig. 2:
 
     imi_gate/n          w_ci of the n-th IMI block; near 0 it injects nothing (§ III-B)
+    imi_share/n         the norm of what it injects, w_ci included, beside that of the query that it is added to
     silent/n            the share of expressions of which the n-th layer's M3Att gives under SILENT of its query's norm
     word_entropy/n      of the attention over words (Eq. 2b): 1 where all words weigh the same, 0 where one alone counts
     position_entropy/n  the same of the attention over positions (Eq. 2a)
@@ -30,8 +31,10 @@ SILENT = 1e-4
 BATCHES, IMAGES, EXPRESSIONS = 4, 8, 5  # batches, images of each, expressions of an image at most
 
 
-def few_batches(dataset: datasets.Dataset, processor: M3DecProcessor, config) -> list[dict[str, Tensor]]:
-    """The model's inputs for a few images, always the same, from all over `dataset` (rows of `REFERRING_FEATURES`)."""
+def few_batches(
+    dataset: datasets.Dataset, processor: M3DecProcessor, config, number: int = BATCHES
+) -> list[dict[str, Tensor]]:
+    """The model's inputs in `number` batches, always the same, from all over `dataset`, of `REFERRING_FEATURES`."""
     examples = ReferringExamples(
         dataset,
         text_field(config),
@@ -39,9 +42,9 @@ def few_batches(dataset: datasets.Dataset, processor: M3DecProcessor, config) ->
         expressions_per_image=EXPRESSIONS,
         holds_word=processor.holds_word,
     )
-    count = BATCHES * IMAGES
+    count = number * IMAGES
     chosen = range(0, len(examples), max(1, len(examples) // count))[:count]
-    parts = [chosen[start::BATCHES] for start in range(min(BATCHES, len(chosen)))]
+    parts = [chosen[start::number] for start in range(min(number, len(chosen)))]
     batches = [collate([examples[number] for number in part], processor) for part in parts]
     batches = [normalized(batch, processor.image_processor) for batch in batches]
     return [{name: x for name, x in batch.items() if name not in ("labels", "sent_ids")} for batch in batches]
@@ -60,6 +63,10 @@ def diagnose(model: M3DecForImageSegmentation, batches: list[dict[str, Tensor]])
         layer.mutual_attention.register_forward_hook(functools.partial(watch_layer, found, number))
         for number, layer in enumerate(model.model.decoder_layers, start=1)
     ]
+    for number, block in enumerate(model.model.interactions, start=1):
+        added = []
+        hooks.append(block.norm.register_forward_pre_hook(lambda norm, inputs, added=added: added.append(inputs[0])))
+        hooks.append(block.register_forward_hook(functools.partial(watch_interaction, found, number, added)))
     try:
         for batch in batches:
             batch = {name: tensor.to(model.device) for name, tensor in batch.items()}
@@ -76,10 +83,10 @@ def watch_layer(found: dict[str, list], number: int, layer: MutualAttention, inp
     """A forward hook: add to `found` what this M3Att does, a value for each expression."""
     words, pixels, word_mask = inputs[:3]
     fused, scores = outputs
-    if fused.shape[1] == words.shape[1]:  # a row for each word; else, VAL only, one for each pixel
-        fused = fused * word_mask[..., None]
-    given, taken = (rows.float().flatten(1).norm(dim=1) for rows in (fused, words * word_mask[..., None]))
-    found[f"silent/{number}"].append((given < SILENT * taken).float())
+    # VAL only has a row for each pixel, of which none is padding.
+    rows_mask = torch.ones_like(fused[..., 0]) if layer.variant == "vision_attended_language" else word_mask
+    silent = norm_of_words(fused, rows_mask) < SILENT * norm_of_words(words, word_mask)
+    found[f"silent/{number}"].append(silent.float())
     if layer.variant != "vision_attended_language":
         over_positions = evenness(scores, torch.ones_like(scores, dtype=torch.bool))  # (N, T)
         over_positions = over_positions.masked_fill(~word_mask, torch.nan).nanmean(dim=1)
@@ -89,6 +96,18 @@ def watch_layer(found: dict[str, list], number: int, layer: MutualAttention, inp
     if layer.variant != "language_attended_vision":
         over_words = evenness(scores.mT, word_mask[:, None, :].expand_as(scores.mT))  # (N, P)
         found[f"word_entropy/{number}"].append(over_words.mean(dim=1))
+
+
+def watch_interaction(found: dict[str, list], number: int, added: list, block, inputs: tuple, outputs: tuple) -> None:
+    """A forward hook: add to `found` how much this IMI block injects. The query with it is the last of `added`."""
+    query, _, word_mask = inputs
+    injected, query = (norm_of_words(rows, word_mask) for rows in (added.pop() - query, query))
+    found[f"imi_share/{number}"].append(injected / query)
+
+
+def norm_of_words(rows: Tensor, word_mask: Tensor) -> Tensor:
+    """The norm of all words (N, T, C) of each expression, without padding: (N,)."""
+    return (rows * word_mask[..., None]).float().flatten(1).norm(dim=1)
 
 
 def watch_reconstruction(found: dict[str, list], model: M3DecForImageSegmentation, outputs, word_mask: Tensor) -> None:
