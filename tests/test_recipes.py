@@ -42,6 +42,8 @@ SMALL = {
     "image_root": None,
     "backbone_weights": None,
     "word_vectors": None,
+    "frequent_words": 0,
+    "mixed_precision": None,  # one for all trainings of a process
     "max_train_steps": 1,
     "logging_steps": 1,
     "eval_images": 1,
@@ -83,6 +85,7 @@ def made_small(path: Path, folder: Path, output: Path) -> dict:
         changes["scenes"] = {"train": 4, "val": 2}
     if recipe.get("source") == "prepared":
         changes |= {"source": "prepared", "data_root": str(folder / "prepared"), "dataset": None, "split_by": None}
+        changes["mix"] = [{"data_root": str(folder / "prepared")} for _ in changes.get("mix", [])]
     return changes
 
 
