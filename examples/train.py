@@ -6,10 +6,9 @@
     accelerate launch --config_file examples/launch/one_gpu.yaml examples/train.py examples/recipes/your_data.yaml
 
 Writes output_dir/best (by mIoU on the evaluation split) and output_dir/last, both complete `from_pretrained` folders
-with a model card, and beside them recipe.yaml, metrics.jsonl, rows.parquet (the last answers), curves.png and
-samples.png; with --checkpointing_steps N,
-and on SIGTERM and SIGUSR1, output_dir/checkpoints, from which --resume_from_checkpoint newest goes on as if nothing had
-happened.
+with a model card, and beside them recipe.yaml, metrics.jsonl, rows.parquet (the last answers), curves.png,
+diagnostics.png and samples.png; with --checkpointing_steps N, and on SIGTERM and SIGUSR1, output_dir/checkpoints, from
+which --resume_from_checkpoint newest goes on as if nothing had happened.
 """
 
 import contextlib

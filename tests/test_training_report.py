@@ -8,7 +8,14 @@ from PIL import Image
 
 from m3dec import M3DecForImageSegmentation, M3DecProcessor
 from m3dec.examples.training import report
-from m3dec.examples.training.report import curves_figure, draw_curves, draw_samples, read_metrics, running_mean
+from m3dec.examples.training.report import (
+    curves_figure,
+    diagnostics_figure,
+    draw_curves,
+    draw_samples,
+    read_metrics,
+    running_mean,
+)
 from m3dec.hub import SHIPPED_CHECKPOINT
 from m3dec.processing.drawing import contact_sheet
 from m3dec.processing.referring_data import load_referring_dataset
@@ -32,7 +39,9 @@ def metrics_file(folder, lines: list[dict], rest: str = ""):
 def drawn_names(figure) -> list[set[str]]:
     """Of each panel the names in its legend, without the values behind them."""
     legends = [panel.get_legend() for panel in figure.axes]
-    return [{text.get_text().rpartition(" ")[0] for text in legend.get_texts()} for legend in legends]
+    return [
+        {text.get_text().rpartition(" ")[0] for text in legend.get_texts()} if legend else set() for legend in legends
+    ]
 
 
 def test_curves_have_six_panels_whose_curves_are_named_beside_them():
@@ -49,6 +58,26 @@ def test_curves_have_six_panels_whose_curves_are_named_beside_them():
     ]
     assert figure.axes[0].get_yscale() == "log"
     np.testing.assert_allclose(figure.axes[1].lines[0].get_xydata(), [[2, 52], [3, 53]])  # steps, percent
+
+
+def test_diagnostics_have_a_panel_each_with_a_curve_for_every_layer_or_part(tmp_path):
+    diagnosed = {
+        "imi_gate/1": -0.1,
+        "imi_gate/2": 0.2,
+        "silent/1": 0.5,
+        "lfr_error/right": 1e-4,
+        "lfr_error/shuffled": 0.1,
+    }
+    lines = [{"step": 1, "loss": 0.3, "gradient_norm/mask_decoder": 0.4, **TRAINED}, measured(2) | diagnosed]
+    figure = diagnostics_figure(lines)
+    figure.draw_without_rendering()
+    names = [{"1", "2"}, {"1"}, {"right", "shuffled"}, {"mask_decoder"}]
+    assert [names for names in drawn_names(figure) if names] == names
+    gates = figure.axes[0].lines
+    np.testing.assert_allclose([gate.get_xydata()[0] for gate in gates], [[2, -0.1], [2, 0.2]])
+    assert figure.axes[0].get_ylim()[0] < -0.1  # nothing is cut off
+    draw_curves(metrics_file(tmp_path, lines), tmp_path / "curves.png")
+    assert (tmp_path / "diagnostics.png").stat().st_size > 1000
 
 
 def test_names_of_curves_that_end_together_are_apart_and_inside_the_file(tmp_path):
@@ -72,7 +101,7 @@ def test_a_file_without_an_evaluation_or_with_a_line_half_written_still_draws(tm
         assert read_metrics(metrics) == lines
         draw_curves(metrics, tmp_path / "curves.png")
         assert Image.open(tmp_path / "curves.png").size == (1300, 700)
-    assert {path.name for path in tmp_path.iterdir()} == {"metrics.jsonl", "curves.png"}
+    assert {path.name for path in tmp_path.iterdir()} == {"metrics.jsonl", "curves.png", "diagnostics.png"}
     assert "nothing measured yet" in {text.get_text() for text in curves_figure(lines).axes[1].texts}
 
 

@@ -29,9 +29,10 @@ Series = tuple[list[float], list[float]]  # steps and values
 
 
 def draw_curves(metrics: Path, path: Path) -> None:
-    """Draw a run's `metrics.jsonl` as a PNG file. Panels without figures yet say so."""
+    """Draw a run's `metrics.jsonl` as a PNG file, and diagnostics.png beside it. Panels without figures yet say so."""
     lines = read_metrics(metrics)
-    write_whole(path, lambda temporary: curves_figure(lines).savefig(temporary, format="png"))
+    for name, make in {path.name: curves_figure, "diagnostics.png": diagnostics_figure}.items():
+        write_whole(path.with_name(name), lambda temporary, make=make: make(lines).savefig(temporary, format="png"))
 
 
 def read_metrics(metrics: Path) -> list[dict]:
@@ -68,6 +69,26 @@ def curves_figure(lines: list[dict]) -> Figure:
     return figure
 
 
+def diagnostics_figure(lines: list[dict]) -> Figure:
+    """Eight panels over the steps: what `diagnostics.py` names, by layer or part, and how far LFR's targets differ."""
+    figure = Figure(figsize=(17, 7), dpi=100, layout="constrained")
+    figure.supxlabel("optimization steps", fontsize=10, color=TEXT_COLOR)
+    panels = {
+        "imi_gate": ("IMI: gates w_ci", "free"),
+        "imi_share": ("IMI: what it injects, of its query", "from zero"),
+        "silent": ("M³Att silent, percent of expressions", "percent"),
+        "word_entropy": ("attention over words: 1 is even", "from zero"),
+        "position_entropy": ("attention over positions: 1 is even", "from zero"),
+        "lfr_error": ("LFR: error", "log"),
+        "reconstruction_spread": ("LFR: spread of its targets", "log"),
+        "gradient_norm": ("gradient after clipping", "log"),
+    }
+    for axes, (name, (title, scale)) in zip(figure.subplots(2, 4).flat, panels.items(), strict=True):
+        fields = dict.fromkeys(field for line in lines for field in line if field.partition("/")[0] == name)
+        draw_panel(axes, title, {field.partition("/")[2]: series(lines, field) for field in fields}, scale)
+    return figure
+
+
 def series(lines: list[dict], *path: str) -> Series:
     """The steps and values of what stands at `path` in the lines that have it."""
     steps, values = [], []
@@ -89,7 +110,7 @@ def most_frequent_kinds(measured: list[dict]) -> list[str]:
 
 
 def draw_panel(axes: Axes, title: str, curves: dict[str, Series], scale: str = "from zero") -> None:
-    """Draw the curves by their names, in a `scale` "from zero", "percent" (of shares) or "log" (and smoothed)."""
+    """Draw the curves by their names, in a `scale` "from zero", "free", "percent" (of shares) or "log" (smoothed)."""
     axes.set_title(title, loc="left", fontsize=12, color=TEXT_COLOR)
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(axis="y", color="#e4e4e4", linewidth=0.8)
@@ -115,7 +136,7 @@ def draw_panel(axes: Axes, title: str, curves: dict[str, Series], scale: str = "
         axes.yaxis.set_minor_formatter(LogFormatter(minor_thresholds=(1.2, 0.4)))
     elif scale == "percent":
         axes.set_ylim(0, 100)
-    else:
+    elif scale == "from zero":
         axes.set_ylim(0, 1.05 * axes.get_ylim()[1])
         axes.ticklabel_format(axis="y", scilimits=(-2, 4))
     legend = axes.legend(loc="center left", bbox_to_anchor=(1, 0.5), frameon=False, labelcolor="linecolor")
