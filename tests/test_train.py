@@ -272,10 +272,12 @@ def test_a_tracker_that_is_not_installed_is_named(recipe, tmp_path, monkeypatch)
 
 
 @pytest.mark.parametrize("name", ["FSDP", "DEEPSPEED", "MEGATRON_LM"])
-def test_a_launch_that_gives_each_process_a_part_of_the_model_is_refused_also_on_cpus(name, recipe, monkeypatch):
+def test_a_launch_that_gives_each_process_a_part_of_the_model_is_refused_also_on_cpus(
+    name, recipe, tmp_path, monkeypatch
+):
     monkeypatch.setenv(f"ACCELERATE_USE_{name}", "true")  # what `accelerate launch` sets
     with pytest.raises(SystemExit, match=f"asks for {name}.*Use MULTI_GPU"):
-        train.main([str(recipe)])
+        train.main([str(recipe), "--output_dir", str(tmp_path)])
 
 
 def test_what_a_model_was_made_with_is_not_changed_silently_when_it_is_trained_on(recipe, tmp_path):
