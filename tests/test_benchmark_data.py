@@ -18,24 +18,23 @@ def check(figures: dict, references: int, sentences: int) -> None:
 
 @pytest.mark.slow
 def test_the_benchmark_measures_every_part():
-    size = ("--references", "300", "--sentences", "800", "--images", "120")
-    figures = measured(*size, "--loader_images", "16", "--repeats", "1")
-    check(figures["large set"], 300, 800)
+    size = ("--references", "300", "--sentences", "800", "--images", "120", "--parts", "large", "loader")
+    figures = measured(*size, "--loader_images", "16", "--rounds", "1")
+    check(figures["large"], 300, 800)
     assert {"plain loop", "loader, 0 workers", "loader, 2 workers"} == figures["loader"]["images a second"].keys()
 
 
 @pytest.mark.slow
 def test_a_set_of_refcocos_size_is_read_in_200_mb_and_stored_in_little_more_than_its_images():
-    figures = measured("--loader_images", "16", "--repeats", "1")["large set"]
+    figures = measured("--parts", "large")["large"]
     check(figures, 42_404, 120_624)
     assert all(figures[part]["grown, MB"] < 200 for part in ("from cache", "prepared, from cache"))
     assert figures["parquet to images"] < 1.1
 
 
 def test_the_benchmark_of_generated_sentences_measures_work_and_memory():
-    arguments = ["--images", 24, "--annotations", 150, "--photographs", 12, "--num_proc", 1, "--num_shards", 1]
-    lines = run(*map(str, arguments), module="m3dec.examples.benchmarks.benchmark_generated", timeout=1800).splitlines()
-    (result,) = (json.loads(line) for line in lines if line.startswith("{"))
+    size = ("--coco_images", "24", "--coco_annotations", "150", "--coco_files", "12")
+    result = measured("--parts", "generated", *size)["generated"]
     assert 0 < result["seconds of work"] < 1800
     assert 50 < result["most memory, MB"] < 4000
     assert result["summary"]["train"]["kinds"]["nothing"] > 0

@@ -25,7 +25,6 @@ from transformers import HfArgumentParser
 
 from m3dec import M3DecConfig, M3DecForImageSegmentation, M3DecProcessor
 from m3dec.examples import evaluate_referring
-from m3dec.examples.benchmarks.benchmark_expressions import one_by_one
 from m3dec.examples.evaluate_referring import EvaluationArguments, without_nan
 from m3dec.examples.evaluation.loop import evaluate, result_of
 from m3dec.examples.evaluation.page import Truths, best, disputed, several_targets, worst
@@ -43,8 +42,23 @@ from m3dec.processing.referring_data import load_referring_dataset
 from m3dec.processing.referring_data.sampling import references_by_image
 from m3dec.processing.referring_data.scenes import write_scenes
 from m3dec.processing.referring_data.schema import decode_mask, encode_mask
+from m3dec.processing.referring_iou import intersection_and_union
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+
+
+@torch.inference_mode()
+def one_by_one(model, processor, dataset: datasets.Dataset, threshold: float = 0.5) -> list[tuple[int, int]]:
+    """[intersection, union] of every sentence in the order of (ref_id, sent_id), each by a call with its image."""
+    pairs = {}
+    for row in dataset:
+        truth = decode_mask(row["mask"])
+        for sentence in row["sentences"]:
+            inputs = processor(images=row["image"], text=sentence["sent"]).to(dtype=model.dtype)
+            outputs = model(**inputs)
+            (answer,) = processor.post_process_referring_segmentation(outputs, [truth.shape], threshold)
+            pairs[row["ref_id"], sentence["sent_id"]] = intersection_and_union(answer["mask"], truth)
+    return [pairs[ids] for ids in sorted(pairs)]
 
 
 def one_process() -> Accelerator:
