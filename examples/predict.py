@@ -28,6 +28,7 @@ from m3dec.examples.user_errors import exits_with_message, loading
 from m3dec.hub import PHOTOS_CHECKPOINT
 from m3dec.processing.drawing import contact_sheet, overlay
 from m3dec.processing.images import rgb_array
+from m3dec.processing.masks import run_lengths
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 
@@ -41,7 +42,7 @@ def main(arguments: list[str] | None = None):
     bar = tqdm(options.images, desc="images", disable=len(options.images) == 1)
     for path in bar:
         try:
-            image = Image.fromarray(rgb_array(path))
+            image = rgb_array(path)
             answers = pipe(image, text=options.expressions, threshold=options.threshold)
             lines = report(path, image, answers, options)
         except (ValueError, OSError) as error:
@@ -105,13 +106,14 @@ def files_about(image: str, options: Namespace) -> list[Path]:
     return [options.output or folder / f"{path.stem}_overlay.png", *masks]
 
 
-def report(path: str, image: Image.Image, answers: list[dict], options: Namespace) -> list[str]:
+def report(path: str, image: np.ndarray, answers: list[dict], options: Namespace) -> list[str]:
     """Write what is asked for, and give the lines to print."""
     files = files_about(path, options)
     for file in files:
         file.parent.mkdir(parents=True, exist_ok=True)
     if files:
         found = [f"{answer['score']:.2f}" if answer["mask"].getbbox() else "nothing found" for answer in answers]
+        image = Image.fromarray(image)
         cells = [
             (overlay(image, answer["mask"]), f"{answer['label']} ({what})")
             for answer, what in zip(answers, found, strict=True)
@@ -130,12 +132,11 @@ def report(path: str, image: Image.Image, answers: list[dict], options: Namespac
 
 
 def as_json(image: str, answer: dict) -> str:
-    from pycocotools import mask as coco_mask
-
-    runs = coco_mask.encode(np.asfortranarray(answer["mask"]) // 255)
-    mask = {"size": [int(side) for side in runs["size"]], "counts": runs["counts"].decode()}
-    found = {"area": int(coco_mask.area(runs)), "bbox": coco_mask.toBbox(runs).tolist()}
-    values = {"image": image, "expression": answer["label"], "score": answer["score"], **found, "mask": mask}
+    mask = answer["mask"]
+    left, top, right, bottom = mask.getbbox() or (0, 0, 0, 0)
+    found = {"area": mask.histogram()[255], "bbox": [float(side) for side in (left, top, right - left, bottom - top)]}
+    values = {"image": image, "expression": answer["label"], "score": answer["score"], **found}
+    values["mask"] = run_lengths(np.asarray(mask) > 0)
     return json.dumps(values, ensure_ascii=False)
 
 

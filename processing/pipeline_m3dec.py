@@ -2,20 +2,21 @@
 
 import os
 
-import numpy as np
 import torch
-from PIL import Image
 from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import Dataset
 from transformers.dynamic_module_utils import custom_object_save
 from transformers.pipelines import Pipeline
 
-from .images import holds_many, in_a_list, rgb_array
+from .images import holds_many, in_a_list, rgb_array_and_size
+from .masks import mask_image, run_lengths
 from .processing_m3dec import pair_with_images
 from .segmenter import Segmenter
 
 # What `save_pretrained(push_to_hub=True)` takes for the Hub.
 PUSH_SETTINGS = ("repo_id", "private", "token", "revision", "create_pr", "commit_message", "commit_description", "tags")
+
+MASK_FORMATS = {"image": mask_image, "array": lambda mask: mask, "rle": run_lengths}
 
 
 class ReferringImageSegmentationPipeline(Pipeline):
@@ -51,17 +52,22 @@ class ReferringImageSegmentationPipeline(Pipeline):
                 each, or a list of expressions for each. Lists may come as for images.
             threshold (float, 0.5): a pixel belongs to the object where its probability is above this.
             timeout (float, 60): the longest wait for the next bytes of an image's URL, in seconds.
+            mask_format ("image"): what "mask" is: "image", a PIL image of mode "L", 255 on the object and 0 elsewhere;
+                "array", a bool array (height, width); "rle", COCO's {"size": [height, width], "counts": str}.
+            return_scores (bool, True): False leaves "score" out, which saves its time.
+            fast_decode (bool, False): True decodes a large JPEG at a part of its size: faster, and the masks of large
+                photographs may differ a little at their edges.
             batch_size (int, 1): how many images go through the model at once.
 
         Returns:
             For one image a list with an entry per expression, in order: "label", the expression; "score", the mean
-            probability inside the mask, 0.0 where it is empty; "mask", a PIL image of mode "L", 255 on the object and 0
-            elsewhere, of the image's own size as it is displayed. For a list of images, a list of these; for a
-            generator or dataset, an iterator over these.
+            probability inside the mask, 0.0 where it is empty, see `M3DecProcessor.post_process_referring_segmentation`
+            for large images; "mask", of the image's own size as it is displayed. For a list of images, a list of these;
+            for a generator or dataset, an iterator over these.
 
         Raises:
             ValueError: an image cannot be read, an expression holds no word, images and text do not fit together, or
-                the model is in training mode.
+                mask_format is another word, or the model is in training mode.
         """
         if text is not None:
             inputs = items(image, text)
@@ -76,18 +82,28 @@ class ReferringImageSegmentationPipeline(Pipeline):
             inputs = (item for item in image)  # any iterable, such as a dataset of 🤗 Datasets
         return [] if isinstance(inputs, list) and not inputs else super().__call__(inputs, **kwargs)
 
-    def _sanitize_parameters(self, threshold=None, timeout=None):
-        of_preprocess = {} if timeout is None else {"timeout": timeout}
-        return of_preprocess, {}, {} if threshold is None else {"threshold": threshold}
+    def _sanitize_parameters(
+        self, threshold=None, timeout=None, mask_format=None, return_scores=None, fast_decode=None
+    ):
+        if mask_format is not None and mask_format not in MASK_FORMATS:
+            raise ValueError(
+                f"mask_format must be 'image', 'array' or 'rle', but it is {mask_format!r}. The default is 'image'."
+            )
+        of_preprocess = {"timeout": timeout, "fast_decode": fast_decode}
+        of_postprocess = {"threshold": threshold, "mask_format": mask_format, "return_scores": return_scores}
+        steps = of_preprocess, {}, of_postprocess
+        return tuple({name: value for name, value in given.items() if value is not None} for given in steps)
 
-    def preprocess(self, item, timeout=None) -> dict:
+    def preprocess(self, item, timeout=None, fast_decode=False) -> dict:
         if not isinstance(item, dict) or "image" not in item or item.get("text") is None:
             arrived = f"the keys {sorted(item)}" if isinstance(item, dict) else f"an item of type {type(item).__name__}"
             raise ValueError(
                 f"Every item must be a dict with 'image' and 'text', but there came {arrived}. Give {{'image': …, "
                 "'text': …}, or pass text= beside the images."
             )
-        image = rgb_array(item["image"], timeout=timeout)
+        side = self.processor.image_processor.size
+        at_least = (2 * side["width"], 2 * side["height"]) if fast_decode else None  # twice, or resizing would alias
+        image, size = rgb_array_and_size(item["image"], timeout=timeout, at_least=at_least)
         texts, _ = pair_with_images(item["text"], num_images=1)
         inputs = self.processor(images=image, text=texts)
         # Batching joins one-dimensional tensors end to end, so images with different numbers of expressions fit.
@@ -97,7 +113,7 @@ class ReferringImageSegmentationPipeline(Pipeline):
             "num_words": inputs["attention_mask"].sum(dim=1),  # of each expression
             "num_expressions": torch.tensor([len(texts)]),
             "texts": tuple(texts),
-            "size": image.shape[:2],
+            "size": size,
         }
 
     def _forward(self, inputs) -> dict:
@@ -112,14 +128,15 @@ class ReferringImageSegmentationPipeline(Pipeline):
         logits = segmenter.logits(features, input_ids, attention_mask, image_index)
         return {"logits": list(logits.split(num_expressions)), "texts": inputs["texts"], "size": inputs["size"]}
 
-    def postprocess(self, outputs, threshold=0.5) -> list[dict]:
+    def postprocess(self, outputs, threshold=0.5, mask_format="image", return_scores=True) -> list[dict]:
         logits = outputs["logits"][0]  # a list of one, or what batching made of it: (1, N_i, h, w)
-        sizes = [outputs["size"]] * len(logits)
-        answers = self.segmenter.answers(logits, sizes, threshold)
-        return [
-            {"label": text, "score": answer["score"], "mask": Image.fromarray(answer["mask"].astype(np.uint8) * 255)}
-            for text, answer in zip(outputs["texts"], answers, strict=True)
-        ]
+        found = self.segmenter.answers(logits, [outputs["size"]] * len(logits), threshold, return_scores)
+        answers = []
+        for text, answer in zip(outputs["texts"], found, strict=True):
+            score = {"score": answer["score"]} if return_scores else {}
+            mask = MASK_FORMATS[mask_format](answer.pop("mask"))  # popped, so that it is freed before the next is made
+            answers.append({"label": text, **score, "mask": mask})
+        return answers
 
     def save_pretrained(self, save_directory, **kwargs):
         """Save the model and the processor, which the base class would leave out, with the code that came with them.

@@ -8,7 +8,6 @@ from typing import TypedDict
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from transformers.feature_extraction_utils import BatchFeature
 from transformers.processing_utils import ProcessingKwargs, ProcessorMixin, Unpack
 from transformers.utils import logging
@@ -16,11 +15,12 @@ from transformers.utils import logging
 from .image_processing_m3dec import M3DecImagesKwargs
 from .images import holds_many, in_a_list, mask_arrays, rgb_arrays
 from .letterbox import inside_letterbox, letterbox_size
+from .masks import interpolate, large_answer
 
 logger = logging.get_logger(__name__)
 
 TOKENIZING = Lock()
-PIXELS_AT_ONCE = 2**20  # of masks in post-processing; more do not fit into a CPU's cache
+PIXELS_AT_ONCE = 2**20  # of masks in post-processing, where every pixel is computed: see `large_answer` for larger ones
 
 # Characters that show nothing, as a pattern that Python and a tokenizer read alike: Unicode's format characters (Cf),
 # variation selectors and fillers. U+200B stays behind Thai, Lao, Burmese and Khmer, where it stands between words.
@@ -202,7 +202,9 @@ class M3DecProcessor(ProcessorMixin):
         attention_mask = [[1] * len(row) + [0] * (length - len(row)) for row in rows]
         return {"input_ids": input_ids, "attention_mask": attention_mask}
 
-    def post_process_referring_segmentation(self, outputs, target_sizes=None, threshold=0.5) -> list[dict]:
+    def post_process_referring_segmentation(
+        self, outputs, target_sizes=None, threshold=0.5, return_scores=True
+    ) -> list[dict]:
         """Turn logits into one mask per expression: interpolate the logits, then threshold the probability.
 
         Where the image processor letterboxes, the logits are brought to S x S first, and the image's box is cut out by
@@ -214,10 +216,13 @@ class M3DecProcessor(ProcessorMixin):
             target_sizes: N pairs (height, width), the size of each expression's image as it is displayed, turned as its
                 EXIF orientation says; None for the logits' own.
             threshold: a pixel belongs to the object where its probability is above this, between 0 and 1.
+            return_scores: False leaves the scores out, which saves their time.
 
         Returns:
             N dicts: "mask", a NumPy bool array (height, width); "score", a float, the mean probability inside the
-            mask, 0.0 where it is empty; and "peak", (row, column) of the highest logit, whatever the threshold.
+            mask, 0.0 where it is empty; and "peak", (row, column) of the highest logit, whatever the threshold. For an
+            image of more than 2**20 pixels, the score is the mean over every second, third, … row and column of a mask
+            of more than 2**16 pixels, and the peak is the middle of the highest logit before interpolation.
 
         Raises:
             ValueError: the threshold is not between 0 and 1, the sizes are not one per expression, there are no logits,
@@ -244,7 +249,10 @@ class M3DecProcessor(ProcessorMixin):
             if self.image_processor.do_letterbox and target_sizes is not None:
                 side = letterbox_size(self.image_processor)
                 part = torch.stack([inside_letterbox(logit, height, width, side) for logit in part])
-            part = F.interpolate(part[:, None], size=(height, width), mode="bilinear", align_corners=False)[:, 0]
+            if height * width > PIXELS_AT_ONCE:
+                answers.append(large_answer(part[0], height, width, threshold, return_scores))
+                continue
+            part = interpolate(part, height, width)
             probability = part.sigmoid()  # (n, height, width)
             masks = probability > threshold
             precise = torch.float32 if part.device.type == "mps" else torch.float64
@@ -252,7 +260,9 @@ class M3DecProcessor(ProcessorMixin):
             scores = (inside / masks.sum(dim=(1, 2)).clamp(min=1)).float().tolist()
             peaks = part.flatten(1).argmax(dim=1).tolist()  # of the logits: probabilities saturate
             for mask, score, peak in zip(masks.cpu().numpy(), scores, peaks, strict=True):
-                answers.append({"mask": mask, "score": score, "peak": divmod(peak, width)})
+                answers.append(
+                    {"mask": mask, "peak": divmod(peak, width)} | ({"score": score} if return_scores else {})
+                )
         return answers
 
 
@@ -325,7 +335,7 @@ def masks_of_expressions(segmentation_maps, sizes: list[tuple[int, int]]) -> lis
 
 def check_post_processing(logits: torch.Tensor, target_sizes, threshold: float):
     """Refuse what would give a mask that means nothing."""
-    if not 0 < threshold < 1:
+    if not 0 < np.float32(threshold) < 1:  # so it is compared
         raise ValueError(f"threshold must be a probability between 0 and 1, but it is {threshold}. The default is 0.5.")
     if target_sizes is not None and (
         len(target_sizes) != len(logits)

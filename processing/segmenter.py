@@ -112,9 +112,11 @@ class Segmenter:
         ]
         return torch.cat(parts)
 
-    def answers(self, logits: Tensor, sizes: list[tuple[int, int]], threshold: float = 0.5) -> list[dict]:
+    def answers(
+        self, logits: Tensor, sizes: list[tuple[int, int]], threshold: float = 0.5, return_scores: bool = True
+    ) -> list[dict]:
         """Masks, scores and peaks out of logits; `sizes` has the (height, width) of each expression's image."""
-        return self.processor.post_process_referring_segmentation(logits, sizes, threshold)
+        return self.processor.post_process_referring_segmentation(logits, sizes, threshold, return_scores)
 
 
 def image_key(image: np.ndarray) -> bytes:

@@ -15,12 +15,14 @@ import pytest
 import torch
 from datasets import Dataset
 from PIL import Image
+from pycocotools import mask as coco_mask
 from test_processing_m3dec import WORDS, word_processor
 from transformers import pipeline
 
 from m3dec.configuration.configuration_m3dec import M3DecConfig
 from m3dec.hub import PHOTOS_CHECKPOINT, SHIPPED_CHECKPOINT
 from m3dec.modeling_m3dec import M3DecForImageSegmentation
+from m3dec.processing.images import rgb_array_and_size
 from m3dec.processing.pipeline_m3dec import ReferringImageSegmentationPipeline
 from m3dec.processing.processing_m3dec import M3DecProcessor
 from m3dec.processing.referring_data.scenes import draw_scene
@@ -259,6 +261,41 @@ def test_several_images_may_come_in_a_tuple_column_series_or_array(pipe, tmp_pat
         assert pipe(several, text="the cat") == shared
         assert [answer["label"] for answer in pipe(images[0], text=about)] == texts
     assert pipe(tuple({"image": i, "text": t} for i, t in zip(images, texts, strict=True))) == expected
+
+
+def test_a_mask_comes_as_an_image_an_array_or_run_lengths_and_the_score_may_be_left_out(pipe):
+    image = noise(45, 71)
+    texts = ["the red cup", "dog"]
+    images = pipe(image, text=texts)
+    assert pipe(image, text=texts, mask_format="image", return_scores=True) == images
+    arrays = pipe(image, text=texts, mask_format="array")
+    runs = pipe(image, text=texts, mask_format="rle", return_scores=False)
+    for one, array, run in zip(images, arrays, runs, strict=True):
+        assert array["mask"].dtype == bool and np.array_equal(array["mask"] * 255, np.asarray(one["mask"]))
+        assert np.array_equal(coco_mask.decode(run["mask"]), array["mask"])
+        assert array["score"] == one["score"] and list(run) == ["label", "mask"]
+    with pytest.raises(ValueError, match="'image', 'array' or 'rle', but it is 'png'"):
+        pipe(image, text="dog", mask_format="png")
+
+
+@pytest.mark.parametrize("orientation", [1, 6])
+def test_a_fast_decoded_jpeg_is_read_at_a_part_of_its_size_and_its_mask_has_the_whole(pipe, tmp_path, orientation):
+    """The network of these tests sees 64 x 64 pixels, and an eighth of this image is at least twice that."""
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    large = Image.fromarray(noise(13, 17)).resize((1300, 1100), Image.Resampling.BICUBIC)
+    large.save(tmp_path / "image.jpg", exif=exif, quality=95)
+    large.save(tmp_path / "image.png")
+    shape = (1100, 1300) if orientation == 1 else (1300, 1100)
+    array, size = rgb_array_and_size(tmp_path / "image.jpg", at_least=(128, 128))
+    assert size == shape and array.shape == (*(-(-side // 8) for side in shape), 3)
+    assert rgb_array_and_size(tmp_path / "image.jpg", at_least=(1300, 1300))[0].shape[:2] == shape
+    [exact], [fast] = (pipe(tmp_path / "image.jpg", text="the cup", fast_decode=fast) for fast in (False, True))
+    assert fast["mask"].size == exact["mask"].size == shape[::-1] and exact["mask"].getbbox()
+    assert 0 < np.mean(np.asarray(fast["mask"]) != np.asarray(exact["mask"])) < 0.02
+    opened = Image.open(tmp_path / "image.jpg")
+    for as_before in (tmp_path / "image.png", opened):
+        assert pipe(as_before, text="the cup", fast_decode=True) == pipe(as_before, text="the cup")
 
 
 def test_the_threshold_can_be_set_for_a_call_or_for_the_pipeline(pipe):

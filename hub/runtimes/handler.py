@@ -10,7 +10,6 @@ import base64
 import binascii
 from io import BytesIO
 
-import numpy as np
 import torch
 from PIL import Image
 from transformers import pipeline
@@ -64,11 +63,10 @@ class EndpointHandler:
         threshold, mask_format = read_parameters(data.get("parameters") or {})
         texts = read_texts(inputs["text"])
         image = read_image(inputs["image"], len(texts))
-        encode = run_lengths if mask_format == "rle" else png
-        return [
-            {"label": answer["label"], "score": answer["score"], "mask": encode(answer["mask"])}
-            for answer in self.pipe(image, text=texts, threshold=threshold)
-        ]
+        answers = self.pipe(
+            image, text=texts, threshold=threshold, mask_format="rle" if mask_format == "rle" else "image"
+        )
+        return answers if mask_format == "rle" else [answer | {"mask": png(answer["mask"])} for answer in answers]
 
 
 def read_parameters(parameters: dict) -> tuple[float, str]:
@@ -137,20 +135,3 @@ def png(mask: Image.Image) -> str:
     file = BytesIO()
     mask.convert("1").save(file, "PNG")
     return base64.b64encode(file.getvalue()).decode("ascii")
-
-
-def run_lengths(mask: Image.Image) -> dict:
-    """COCO's compressed run lengths, as pycocotools' maskApi writes them."""
-    flat = np.asarray(mask).T.ravel() > 0  # down the columns
-    edges = np.flatnonzero(np.diff(flat, prepend=False))  # runs begin outside the object, with one of none if need be
-    runs = np.diff(edges, prepend=0, append=flat.size).tolist()
-    characters = bytearray()
-    for number, run in enumerate(runs):
-        value = run - runs[number - 2] if number > 2 else run
-        while True:  # five bits at a time, the lowest first; bit 5 says that more follow, bit 4 of the last is the sign
-            bits, value = value & 31, value >> 5
-            more = value != (-1 if bits & 16 else 0)
-            characters.append(bits + 32 * more + 48)
-            if not more:
-                break
-    return {"size": [mask.height, mask.width], "counts": characters.decode("ascii")}

@@ -24,6 +24,7 @@ from PIL import ExifTags, Image, ImageOps
 from tokenizers import Tokenizer
 
 GRAY = 128  # of 255, a letterbox's border
+ROWS_AT_ONCE = 64  # of an image or a mask
 
 
 class OnnxReferringSegmenter:
@@ -94,7 +95,9 @@ class OnnxReferringSegmenter:
         answers = []
         for label, logit in zip(texts, logits, strict=True):
             mask, score = self.mask_of(logit, rgb.shape[:2], threshold)
-            answers.append({"label": label, "score": score, "mask": Image.fromarray(mask.astype(np.uint8) * 255)})
+            answers.append(
+                {"label": label, "score": score, "mask": Image.fromarray(mask.view(np.uint8) * np.uint8(255))}
+            )
         return answers
 
     def features(self, rgb: np.ndarray) -> np.ndarray:
@@ -155,9 +158,15 @@ class OnnxReferringSegmenter:
         if self.image_settings.get("do_letterbox", False):
             canvas = self.image_settings["size"]["height"], self.image_settings["size"]["width"]
             logit = inside_letterbox(logit, size, canvas)
-        probability = np.exp(-np.logaddexp(0, -resized(logit, size)))  # the sigmoid, without overflow
-        mask = probability > threshold
-        return mask, float(probability[mask].mean(dtype=np.float64)) if mask.any() else 0.0
+        logit = resized(logit, (len(logit), size[1]))
+        upper, lower, share = places(len(logit), size[0])
+        mask, total = np.empty(size, bool), 0.0
+        for top in range(0, size[0], ROWS_AT_ONCE):
+            rows = slice(top, top + ROWS_AT_ONCE)
+            part = logit[upper[rows]] * (1 - share[rows, None]) + logit[lower[rows]] * share[rows, None]
+            mask[rows] = part > np.log(threshold / (1 - threshold))
+            total += (1 / (1 + np.exp(-part[mask[rows]]))).sum(dtype=np.float64)  # of the sigmoid
+        return mask, float(total / max(1, np.count_nonzero(mask)))
 
 
 def rgb_array(image) -> np.ndarray:
@@ -199,7 +208,12 @@ def upright_rgb(image: Image.Image) -> np.ndarray:
     if image.has_transparency_data:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    return np.array(image.convert("RGB"))
+    image = image if image.mode == "RGB" else image.convert("RGB")
+    pixels = np.empty((image.height, image.width, 3), np.uint8)
+    for top in range(0, image.height, ROWS_AT_ONCE):  # Pillow hands out a large image slowly
+        bottom = min(top + ROWS_AT_ONCE, image.height)
+        pixels[top:bottom] = np.asarray(image.crop((0, top, image.width, bottom)))
+    return pixels
 
 
 def letterbox_box(height: int, width: int, size: tuple[int, int]) -> tuple[int, int, int, int]:
@@ -226,11 +240,14 @@ def inside_letterbox(logit: np.ndarray, image_size: tuple[int, int], size: tuple
 def resized(logit: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     """Logits (h, w) at another `size`, bilinearly, as torch's interpolate without align_corners."""
     for axis, length in enumerate(size):
-        cells = logit.shape[axis]
-        place = ((np.arange(length) + 0.5) * (cells / length) - 0.5).clip(0, cells - 1)
-        before = place.astype(np.int64)
-        share = (place - before).astype(np.float32)
+        before, after, share = places(logit.shape[axis], length)
         share = share[:, None] if axis == 0 else share
-        after = np.minimum(before + 1, cells - 1)
         logit = logit.take(before, axis) * (1 - share) + logit.take(after, axis) * share
     return logit
+
+
+def places(cells: int, length: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Where `length` pixels lie among `cells` of a side: the cells before and after each, and the latter's share."""
+    place = ((np.arange(length) + 0.5) * (cells / length) - 0.5).clip(0, cells - 1)
+    before = place.astype(np.int64)
+    return before, np.minimum(before + 1, cells - 1), (place - before).astype(np.float32)
