@@ -340,6 +340,7 @@ class Deaf(torch.nn.Module):
         super().__init__()
         self.model, self.config, self.dtype, self.device = model, model.config, model.dtype, model.device
         self.get_image_features = model.get_image_features
+        self.get_input_embeddings = model.get_input_embeddings
 
     def forward(self, input_ids, attention_mask, image_index, image_features):
         first = torch.stack([(image_index == index).nonzero()[0, 0] for index in image_index])
