@@ -82,10 +82,15 @@ def photograph(options: Namespace, folder: Path) -> tuple[str, list[list[str]]]:
         for count in COUNTS:
             arguments = options.model or PHOTOS_CHECKPOINT, folder / f"{megapixels}.jpg", count
             contestants[megapixels, str(count)] = partial(answering, *arguments)
-    rows = []
-    for name, found in by_turns(contestants, options.rounds, options.threads).items():
-        stages = [cell(found[stage]) for stage in ("JPEG alone", *STAGES)]
-        rows.append([*name, cell(found["all"], spread=True), *stages, number(max(found["peak"]))])
+    rows = [
+        [
+            *name,
+            cell(found["all"], spread=True),
+            *(cell(found[stage]) for stage in ("JPEG alone", *STAGES)),
+            number(max(found["peak"])),
+        ]
+        for name, found in by_turns(contestants, options.rounds, options.threads).items()
+    ]
     stages = " | ".join(STAGES)
     return f"megapixels | expressions | ms: all | the JPEG's decoding alone | {stages} | peak above the model, MB", rows
 
@@ -140,10 +145,8 @@ def models(options: Namespace, folder: Path) -> tuple[str, list[list[str]]]:
         contestants = {f"{Path(name).name}, {kind}": partial(m3dec, name, kind, folder) for kind in (*KINDS, *ON_ONNX)}
         if not rows:
             contestants |= {f"{kind}, 352 px": partial(clipseg, *settings) for kind, settings in RIVALS.items()}
-        if options.only:
-            contestants = {key: each for key, each in contestants.items() if any(word in key for word in options.only)}
-        else:
-            contestants = {key: each for key, each in contestants.items() if key not in LARGE}
+        chosen = [key for key in contestants if any(word in key for word in options.only or [""])]
+        contestants = {key: contestants[key] for key in chosen if options.only or key not in LARGE}
         if any(key.endswith(ON_ONNX) for key in contestants):
             in_fresh_process(write_onnx, name, folder)
         found = by_turns(contestants, options.rounds, options.threads)
@@ -254,30 +257,29 @@ def by_halves(image_half: Callable, text_half: Callable) -> Callable[[], dict[st
 # Until the first answer
 
 STEPS = ("import", "load", "first answer")
-BARE = """import sys, time
-import torch, transformers
-print("at", time.time())
-from safetensors.torch import load_file
-weights = {name: weight.clone() for name, weight in load_file(f"{sys.argv[1]}/model.safetensors").items()}
-print("at", time.time())
-"""
-ASKING = """import sys, time
-import m3dec
-from transformers import pipeline
-print("at", time.time())
-pipe = pipeline("referring-image-segmentation", model=sys.argv[1], device="cpu")
-print("at", time.time())
-pipe(sys.argv[2], text="the cat")
-print("at", time.time())
-"""
+BARE = (
+    "import torch, transformers, safetensors.torch",
+    "{name: weight.clone() for name, weight in safetensors.torch.load_file(f'{model}/model.safetensors').items()}",
+)
+ASKING = (
+    "import m3dec; from transformers import pipeline",
+    "pipe = pipeline('referring-image-segmentation', model=model, device='cpu')",
+    "pipe(image, text='the cat')",
+)
 
 
 def start(options: Namespace, folder: Path) -> tuple[str, list[list[str]]]:
-    model, image = str(options.model or PHOTOS_CHECKPOINT), str(PHOTOGRAPHS / "cat.jpg")
-    predict = ["predict", image, "the cat", "--model", model, "--output_dir", str(folder)]
+    names = str(options.model or PHOTOS_CHECKPOINT), str(PHOTOGRAPHS / "cat.jpg")
+    bare, asking = (
+        "\n".join(
+            ["import sys, time; model, image = sys.argv[1:]", *(f"{step}; print('at', time.time())" for step in part)]
+        )
+        for part in (BARE, ASKING)
+    )
+    predict = ["predict", names[1], "the cat", "--model", names[0], "--output_dir", str(folder)]
     contestants = {
-        "torch and transformers imported, the weights loaded": partial(starting, "-c", BARE, model),
-        "the pipeline in Python": partial(starting, "-c", ASKING, model, image),
+        "torch and transformers imported, the weights loaded": partial(starting, "-c", bare, *names),
+        "the pipeline in Python": partial(starting, "-c", asking, *names),
         "`m3dec predict`": partial(starting, "-m", "m3dec_command_line", *predict),
     }
     rows = []
@@ -309,14 +311,10 @@ def images(options: Namespace, folder: Path) -> tuple[str, list[list[str]]]:
     for copy in range(options.images):
         shutil.copy(shipped[copy % len(shipped)], folder / "images" / f"{copy}.jpg")
     model = options.model or PHOTOS_CHECKPOINT
-    contestants = {
-        processes: partial(inferring, processes, options.threads // processes or 1, model, folder)
-        for processes in (1, 2)
-    }
-    rows = [
-        [str(processes), str(options.threads // processes or 1), cell(found["images a second"], 1, spread=True)]
-        for processes, found in by_turns(contestants, options.rounds, options.threads).items()
-    ]
+    threads = {processes: options.threads // processes or 1 for processes in (1, 2)}
+    contestants = {processes: partial(inferring, processes, each, model, folder) for processes, each in threads.items()}
+    measured = by_turns(contestants, options.rounds, options.threads)
+    rows = [[str(n), str(threads[n]), cell(found["images a second"], 1, spread=True)] for n, found in measured.items()]
     return "processes of `m3dec infer` | threads of each | images a second, 2 expressions each", rows
 
 

@@ -21,12 +21,13 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-Contestants = dict[str, Callable[[], Callable[[], dict[str, float] | None]]]
 INSTRUCTION_SETS = ("avx2", "avx512_f", "avx512_vnni", "avx512_bf16", "amx_int8", "amx_bf16")
 current: list[Callable] = []  # in a contestant's process, its call
 
 
-def by_turns(contestants: Contestants, rounds: int, threads: int) -> dict[str, dict[str, list[float]]]:
+def by_turns(
+    contestants: dict[str, Callable[[], Callable]], rounds: int, threads: int
+) -> dict[str, dict[str, list[float]]]:
     """The figures of each contestant, by their names, one for each round. One round before, not counted, warms up.
 
     A round calls every contestant once, so that other programs on the machine slow down all alike. While one is called,
