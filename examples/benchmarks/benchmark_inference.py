@@ -104,7 +104,7 @@ def write_enlarged(path: Path, size: tuple[int, int]) -> None:
 
 def answering(model: Path, path: Path, count: int) -> Callable[[], dict[str, float]]:
     pipe, spent = pipeline("referring-image-segmentation", model=str(model), device="cpu"), {}
-    parts = (pipeline_m3dec, "rgb_array"), (pipe, "preprocess"), (pipe.model, "get_image_features")
+    parts = (pipeline_m3dec, "rgb_array_and_size"), (pipe, "preprocess"), (pipe.model, "get_image_features")
     parts += (pipe.model, "forward"), (pipe, "postprocess")
     for (owner, name), stage in zip(parts, STAGES, strict=True):
         setattr(owner, name, watched(getattr(owner, name), stage, spent))
