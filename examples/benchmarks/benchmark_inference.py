@@ -280,7 +280,7 @@ def start(options: Namespace, folder: Path) -> tuple[str, list[list[str]]]:
     contestants = {
         "torch and transformers imported, the weights loaded": partial(starting, "-c", bare, *names),
         "the pipeline in Python": partial(starting, "-c", asking, *names),
-        "`m3dec predict`": partial(starting, "-m", "m3dec_command_line", *predict),
+        "the program `predict`": partial(starting, "-m", "m3dec_command_line", *predict),
     }
     rows = []
     for name, found in by_turns(contestants, options.rounds, options.threads).items():
@@ -315,7 +315,7 @@ def images(options: Namespace, folder: Path) -> tuple[str, list[list[str]]]:
     contestants = {processes: partial(inferring, processes, each, model, folder) for processes, each in threads.items()}
     measured = by_turns(contestants, options.rounds, options.threads)
     rows = [[str(n), str(threads[n]), cell(found["images a second"], 1, spread=True)] for n, found in measured.items()]
-    return "processes of `m3dec infer` | threads of each | images a second, 2 expressions each", rows
+    return "processes of `infer` | threads of each | images a second, 2 expressions each", rows
 
 
 def inferring(processes: int, threads: int, model: Path, folder: Path) -> Callable[[], dict[str, float]]:
