@@ -320,13 +320,14 @@ def images(options: Namespace, folder: Path) -> tuple[str, list[list[str]]]:
 
 def inferring(processes: int, threads: int, model: Path, folder: Path) -> Callable[[], dict[str, float]]:
     """The rate from when each process has written its first part: imports and loading are in the table of starts."""
-    pool = ProcessPoolExecutor(processes, get_context("spawn"), initializer=torch.set_num_threads, initargs=(threads,))
     flags = ["--model", model, "--input", folder / "images", "--expressions", *EXPRESSIONS[:2], "--shard_size", SHARD]
 
     def call() -> dict[str, float]:
         output = Path(tempfile.mkdtemp(dir=folder))
         given = [str(flag) for flag in (*flags, "--output", output, "--world_size", processes, "--rank")]
-        list(pool.map(infer_silently, [[*given, str(rank)] for rank in range(processes)]))
+        limit = {"initializer": torch.set_num_threads, "initargs": (threads,)}
+        with ProcessPoolExecutor(processes, get_context("spawn"), **limit) as pool:  # a process left would not let end
+            list(pool.map(infer_silently, [[*given, str(rank)] for rank in range(processes)]))
         written = sorted(path.stat().st_mtime for path in output.glob("part-*"))[processes - 1 :]
         return {"images a second": SHARD * (len(written) - 1) / (written[-1] - written[0])}
 
