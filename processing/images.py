@@ -11,7 +11,22 @@ import torch
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 from transformers.image_utils import ChannelDimension
 
+try:
+    from torchvision.io import decode_jpeg  # deprecated since 0.29; where it is gone, Pillow decodes
+except ImportError:
+    decode_jpeg = None
+
 DOWNLOAD_TIMEOUT = 60  # seconds
+# What brings the pixels of a file upright, by its EXIF orientation; 1 is upright.
+UPRIGHT = {
+    2: lambda pixels: pixels[:, ::-1],
+    3: lambda pixels: pixels[::-1, ::-1],
+    4: lambda pixels: pixels[::-1],
+    5: lambda pixels: pixels.swapaxes(0, 1),
+    6: lambda pixels: np.rot90(pixels, -1),
+    7: lambda pixels: pixels[::-1, ::-1].swapaxes(0, 1),
+    8: np.rot90,
+}
 ROWS_AT_ONCE = 64  # of an image copied out of Pillow, which takes four times as long for 12 million pixels at once
 
 
@@ -72,7 +87,9 @@ def rgb_array_and_size(
             if at_least is not None:
                 opened.draft(None, at_least)  # which changes `opened.size`, and nothing where it is no JPEG
             turned = opened.getexif().get(ExifTags.Base.Orientation, 1) >= 5  # by a quarter
-            return _upright_rgb(opened), (width, height) if turned else (height, width)
+            pixels = _jpeg_pixels(opened) if opened.size == (width, height) else None
+            pixels = _upright_rgb(opened) if pixels is None else pixels
+            return pixels, (width, height) if turned else (height, width)
     except Image.DecompressionBombError as error:
         raise ValueError(
             f"An image may have at most {2 * Image.MAX_IMAGE_PIXELS:,} pixels, but {name} claims more: {error} Make it "
@@ -107,6 +124,23 @@ def _image_from_array(array, name: str, input_data_format) -> "np.ndarray | Imag
     if pixels.ndim == 3 and pixels.shape[-1] == 3:
         return pixels
     return Image.fromarray(pixels[..., 0] if pixels.ndim == 3 and pixels.shape[-1] == 1 else pixels)
+
+
+def _jpeg_pixels(image: Image.Image) -> np.ndarray | None:
+    """The upright pixels of a JPEG's file in color, by torchvision: bit for bit Pillow's, without two of its copies.
+
+    None: it is no such file, or torchvision cannot read it.
+    """
+    if image.format not in ("JPEG", "MPO") or image.mode != "RGB" or decode_jpeg is None:
+        return None
+    image.fp.seek(0)
+    encoded = torch.frombuffer(bytearray(image.fp.read()), dtype=torch.uint8)
+    try:
+        pixels = decode_jpeg(encoded).permute(1, 2, 0).numpy()  # its channels are last in memory, too
+    except RuntimeError:
+        return None
+    turn = UPRIGHT.get(image.getexif().get(ExifTags.Base.Orientation, 1))
+    return np.ascontiguousarray(turn(pixels)) if turn else pixels
 
 
 def _upright_rgb(image: Image.Image) -> np.ndarray:

@@ -1,5 +1,6 @@
 """Images of any kind become the same tensors, whatever they came as and whichever backend."""
 
+import io
 from fractions import Fraction
 
 import numpy as np
@@ -8,6 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageOps
+from PIL.JpegImagePlugin import JpegImageFile
 
 from m3dec.processing.image_processing_m3dec import M3DecImageProcessor
 from m3dec.processing.image_processing_pil_m3dec import M3DecImageProcessorPil
@@ -156,6 +158,40 @@ def test_exif_orientation_is_applied_so_that_a_path_and_an_opened_image_agree(or
     np.testing.assert_array_equal(rgb_array(path), upright)
     np.testing.assert_array_equal(rgb_array(Image.open(path)), upright)
     assert upright.shape == ((24, 40, 3) if orientation < 5 else (40, 24, 3))
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    size=st.tuples(st.integers(1, 70), st.integers(1, 70)),
+    mode=st.sampled_from(["RGB", "L", "CMYK"]),
+    encoding=st.fixed_dictionaries(
+        {"quality": st.sampled_from([5, 75, 100]), "subsampling": st.integers(0, 2), "progressive": st.booleans()}
+    ),
+    kept=st.floats(0.3, 1.0),
+    flipped=st.lists(st.tuples(st.floats(0.3, 0.99), st.integers(0, 255)), max_size=3),
+)
+def test_a_jpegs_file_is_read_as_pillow_reads_it_also_where_it_is_damaged(size, mode, encoding, kept, flipped):
+    """torchvision decodes it faster; this is the proof that nobody can see which of the two did."""
+    file = io.BytesIO()
+    Image.fromarray(photo(*size)).convert(mode).save(file, "JPEG", **encoding)
+    damaged = bytearray(file.getvalue())
+    for place, value in flipped:
+        damaged[int(place * len(damaged))] = value
+    damaged = bytes(damaged[: int(kept * len(damaged))]) if kept < 0.9 else bytes(damaged)
+    try:
+        expected = np.asarray(ImageOps.exif_transpose(Image.open(io.BytesIO(damaged))).convert("RGB"))
+    except (OSError, SyntaxError):
+        with pytest.raises(ValueError, match="An image must be one that Pillow can read whole"):
+            rgb_array(io.BytesIO(damaged))
+    else:
+        np.testing.assert_array_equal(rgb_array(io.BytesIO(damaged)), expected)
+
+
+def test_a_color_jpeg_does_not_go_through_pillows_pixels(tmp_path, monkeypatch):
+    Image.fromarray(photo()).save(tmp_path / "a.jpg")
+    expected = np.asarray(Image.open(tmp_path / "a.jpg"))
+    monkeypatch.setattr(JpegImageFile, "load", None)
+    np.testing.assert_array_equal(rgb_array(tmp_path / "a.jpg"), expected)
 
 
 def test_a_binary_mask_may_be_bool_zero_one_or_zero_255():
