@@ -197,8 +197,24 @@ def test_the_list_of_commands_imports_nothing_heavy():
     assert done.returncode == 0 and "predict" in done.stdout
 
 
-def test_importing_the_package_brings_no_library_of_data_or_training():
-    heavy = ("datasets", "evaluate", "timm", "pycocotools", "pandas", "matplotlib")
-    code = f"import sys, m3dec; print([name for name in {heavy} if name in sys.modules])"
+def brought(code: str, libraries: set[str]) -> set[str]:
+    """Which of the libraries a new process has imported when the code is done."""
+    code += f"; import sys; print(*(name for name in {libraries} if name in sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "[]"
+    return {*done.stdout.splitlines()[-1].split()}
+
+
+HEAVY = {"datasets", "evaluate", "matplotlib", "pandas", "pyarrow", "peft", "pycocotools", "timm"}
+
+
+def test_importing_the_package_brings_no_library_of_data_or_training():
+    assert brought("import m3dec", HEAVY) == set()
+
+
+def test_predicting_brings_only_the_library_of_the_models_backbone(images, tmp_path):
+    arguments = [str(images[0]), "the red circle", "--model", str(SCENES_CHECKPOINT), "--output_dir", str(tmp_path)]
+    assert brought(f"from m3dec.examples.predict import main; main({arguments})", HEAVY) == {"timm"}
+    assert (tmp_path / "scene3_mask_1.png").exists()
+    swin = "M3DecConfig(backbone_config={'model_type': 'swin', 'depths': [1] * 4, 'out_features': ['stage2', 'stage3', 'stage4']})"
+    code = f"from m3dec import M3DecConfig, M3DecForImageSegmentation; M3DecForImageSegmentation({swin})"
+    assert brought(code, HEAVY) == set()

@@ -26,7 +26,15 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor, nn
-from transformers import BertConfig, CLIPSegConfig, CLIPSegForImageSegmentation, pipeline
+from transformers import (
+    BertConfig,
+    CLIPSegConfig,
+    CLIPSegForImageSegmentation,
+    SegformerConfig,
+    SegformerForSemanticSegmentation,
+    SegformerImageProcessor,
+    pipeline,
+)
 
 from m3dec import M3DecConfig, M3DecForImageSegmentation
 from m3dec.examples import PHOTOGRAPHS
@@ -256,10 +264,17 @@ def by_halves(image_half: Callable, text_half: Callable) -> Callable[[], dict[st
 
 # Until the first answer
 
+# B2 with random weights: about as many as the model for photographs has.
+SEGFORMER = {"depths": [3, 4, 6, 3], "hidden_sizes": [64, 128, 320, 512], "decoder_hidden_size": 768}
 STEPS = ("import", "load", "first answer")
 BARE = (
     "import torch, transformers, safetensors.torch",
     "{name: weight.clone() for name, weight in safetensors.torch.load_file(f'{model}/model.safetensors').items()}",
+)
+SEGMENTING = (
+    "from transformers import pipeline",
+    "pipe = pipeline('image-segmentation', model=model, device='cpu')",
+    "pipe(image)",
 )
 ASKING = (
     "import m3dec; from transformers import pipeline",
@@ -270,15 +285,20 @@ ASKING = (
 
 def start(options: Namespace, folder: Path) -> tuple[str, list[list[str]]]:
     names = str(options.model or PHOTOS_CHECKPOINT), str(PHOTOGRAPHS / "cat.jpg")
-    bare, asking = (
+    SegformerForSemanticSegmentation(SegformerConfig(**SEGFORMER)).save_pretrained(folder / "segformer")
+    SegformerImageProcessor().save_pretrained(folder / "segformer")
+    bare, segmenting, asking = (
         "\n".join(
             ["import sys, time; model, image = sys.argv[1:]", *(f"{step}; print('at', time.time())" for step in part)]
         )
-        for part in (BARE, ASKING)
+        for part in (BARE, SEGMENTING, ASKING)
     )
     predict = ["predict", names[1], "the cat", "--model", names[0], "--output_dir", str(folder)]
     contestants = {
         "torch and transformers imported, the weights loaded": partial(starting, "-c", bare, *names),
+        "transformers' own pipeline, a SegFormer of 27 M": partial(
+            starting, "-c", segmenting, str(folder / "segformer"), names[1]
+        ),
         "the pipeline in Python": partial(starting, "-c", asking, *names),
         "the program `predict`": partial(starting, "-m", "m3dec_command_line", *predict),
     }
