@@ -215,6 +215,7 @@ def test_predicting_brings_only_the_library_of_the_models_backbone(images, tmp_p
     arguments = [str(images[0]), "the red circle", "--model", str(SCENES_CHECKPOINT), "--output_dir", str(tmp_path)]
     assert brought(f"from m3dec.examples.predict import main; main({arguments})", HEAVY) == {"timm"}
     assert (tmp_path / "scene3_mask_1.png").exists()
-    swin = "M3DecConfig(backbone_config={'model_type': 'swin', 'depths': [1] * 4, 'out_features': ['stage2', 'stage3', 'stage4']})"
-    code = f"from m3dec import M3DecConfig, M3DecForImageSegmentation; M3DecForImageSegmentation({swin})"
+    swin = {"model_type": "swin", "depths": [1] * 4, "out_features": ["stage2", "stage3", "stage4"]}
+    code = "from m3dec import M3DecConfig, M3DecForImageSegmentation as Model; "
+    code += f"Model(M3DecConfig(backbone_config={swin}))"
     assert brought(code, HEAVY) == set()

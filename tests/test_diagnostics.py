@@ -6,6 +6,7 @@ import math
 import pytest
 import torch
 from test_train import recipe  # noqa: F401
+from torch.nn.functional import pad
 
 from m3dec import M3DecConfig, M3DecForImageSegmentation, M3DecProcessor
 from m3dec.examples import train
@@ -117,13 +118,29 @@ def test_attention_without_keys_is_even_over_words_and_positions_and_padding_doe
     assert over_positions == pytest.approx([] if variant == "vision_attended_language" else [1] * 3, abs=1e-5)
 
 
+@pytest.mark.parametrize("variant", ["shared", "independent", "language_attended_vision", "vision_attended_language"])
+def test_padding_changes_no_diagnosis(variant):
+    model = tiny_model(mutual_attention=variant)
+    for name, parameter in model.named_parameters():
+        if name.endswith("key.weight"):
+            torch.nn.init.normal_(parameter)  # so that attention is uneven
+    batches = tiny_batches()
+    padded = [
+        {name: pad(tensor, (0, 3)) if tensor.shape == (4, 5) else tensor for name, tensor in batch.items()}
+        for batch in batches
+    ]
+    found = diagnose(model, batches)
+    assert diagnose(model, padded) == pytest.approx(found, rel=1e-4)
+    assert all(value < 0.99 for value in named(found, "word_entropy") + named(found, "position_entropy"))
+
+
 def test_the_second_keys_of_independent_attention_are_those_that_look_at_words():
     model = tiny_model(mutual_attention="independent")
     attention = model.model.decoder_layers[0].mutual_attention
-    for parameter in (*attention.second_word_key.parameters(), *attention.second_pixel_key.parameters()):
+    for parameter in attention.second_pixel_key.parameters():
         torch.nn.init.zeros_(parameter)
-    torch.nn.init.normal_(attention.word_key.weight, std=100)
-    torch.nn.init.normal_(attention.pixel_key.weight, std=100)
+    for key in (attention.second_word_key, attention.word_key, attention.pixel_key):
+        torch.nn.init.normal_(key.weight, std=100)
     found = diagnose(model, tiny_batches())
     assert found["word_entropy/1"] == pytest.approx(1, abs=1e-5) and found["position_entropy/1"] < 0.5
 
