@@ -42,6 +42,8 @@ class M3DecConfig(PreTrainedConfig):
         interaction: "iterative" | "static" | "none" (Table II: IMI, IMI*, neither).
         reconstruction_target: "joint" lets gradients into F_proj, as the text has it; "detached" makes F_proj a fixed
             random projection of detached words, which cannot collapse to a constant.
+        reconstruction_output: "normalized" has BN and ReLU after all of LFR's three linear layers, as § IV-A says;
+            "linear" leaves the third one bare, as all models before this setting. There a joint target collapses.
         mask_decoder: "dynamic_kernels" | "concatenated" | "decoder_only" (Table III: ours, Concate, VLT).
         num_mask_upsamplings: how many of the three gaps between the mask decoder's convolutions double the map, counted
             from the last; the logits have side image_size / feature_stride * 2**num_mask_upsamplings.
@@ -99,6 +101,7 @@ class M3DecConfig(PreTrainedConfig):
     )
     interaction: Literal["iterative", "static", "none"] = "iterative"
     reconstruction_target: Literal["joint", "detached"] = "joint"
+    reconstruction_output: Literal["normalized", "linear"] = "normalized"
     mask_decoder: Literal["dynamic_kernels", "concatenated", "decoder_only"] = "dynamic_kernels"
     mask_decoder_channels: int = 512
     num_mask_upsamplings: int = 3  # ours

@@ -310,8 +310,8 @@ class M3DecForImageSegmentation(M3DecPreTrainedModel):
         )
         self.language_reconstruction = None
         if config.reconstruction_loss_weight:
-            detached = config.reconstruction_target == "detached"
-            self.language_reconstruction = LanguageReconstruction(config.hidden_size, detached)
+            settings = config.reconstruction_target == "detached", config.reconstruction_output == "normalized"
+            self.language_reconstruction = LanguageReconstruction(config.hidden_size, *settings)
         self.post_init()
 
     def get_image_features(self, *args, **kwargs) -> BaseModelOutputWithPooling:

@@ -102,6 +102,7 @@ def test_a_contradiction_is_answered_with_the_rule_the_value_and_the_remedy(sett
         ),
         ("interaction", ["iterative", "static", "none"]),
         ("reconstruction_target", ["joint", "detached"]),
+        ("reconstruction_output", ["normalized", "linear"]),
         ("mask_decoder", ["dynamic_kernels", "concatenated", "decoder_only"]),
     ],
 )

@@ -40,7 +40,7 @@ def positions_by_hand(length, channels):
     return e
 
 
-def by_hand(words, sentences, decoded, weights, training):
+def by_hand(words, sentences, decoded, weights, training, normalized=True):
     """Eq. 4 and Fig. 5 for N expressions F_t and F_dec, (T_n, C) each, and F_t', (1, C): F_proj, F_rec and the loss."""
     projected = []
     for expression, sentence in zip(words, sentences, strict=True):
@@ -49,11 +49,11 @@ def by_hand(words, sentences, decoded, weights, training):
         w_proj = weights["projection.weight"].T
         projected.append(sum(np.maximum(row @ w_proj, 0) for row in rows) / (num_words + 1))  # Eq. 4
     hidden = decoded
-    for name in ("first", "second"):
+    for name in ("first", "second", "third"):
         hidden = [linear_by_hand(rows, weights, name) for rows in hidden]
-        normed = batch_norm_by_hand(hidden, under(weights, f"{name}_norm"), training)
-        hidden = [np.maximum(rows, 0) for rows in normed]
-    hidden = [linear_by_hand(rows, weights, "third") for rows in hidden]
+        if name != "third" or normalized:
+            normed = batch_norm_by_hand(hidden, under(weights, f"{name}_norm"), training)
+            hidden = [np.maximum(rows, 0) for rows in normed]
     reconstructed = [sum(rows) / len(rows) for rows in hidden]
     loss = np.mean((np.array(projected) - np.array(reconstructed)) ** 2)
     return np.array(projected), np.array(reconstructed), loss
@@ -63,11 +63,18 @@ def inputs():
     return draw(N, T, C), draw(N, 1, C, seed=2), draw(N, T, C, seed=3)
 
 
-def difference(monkeypatch, module=language_reconstruction, training=True, mistakes_of_positions=(), detached=False):
+def difference(
+    monkeypatch,
+    module=language_reconstruction,
+    training=True,
+    mistakes_of_positions=(),
+    detached=False,
+    normalized=True,
+):
     """How far LFR is from the oracle, in F_proj, F_rec and the loss."""
     in_float64 = edited(positions, *IN_FLOAT64, *mistakes_of_positions)
     monkeypatch.setattr(module, "sine_positions", in_float64.sine_positions)
-    network = drawn(module.LanguageReconstruction(C, detached)).train(training)
+    network = drawn(module.LanguageReconstruction(C, detached, normalized)).train(training)
     words, sentence, decoded = inputs()
     weights = weights_of(network)
     ours = [
@@ -75,14 +82,17 @@ def difference(monkeypatch, module=language_reconstruction, training=True, mista
         network.reconstruct(decoded, MASK),
         network(words, sentence, decoded, MASK),
     ]
-    expected = by_hand(real_rows(words, MASK), sentence.numpy(), real_rows(decoded, MASK), weights, training)
+    expected = by_hand(
+        real_rows(words, MASK), sentence.numpy(), real_rows(decoded, MASK), weights, training, normalized
+    )
     return distance([tensor.detach() for tensor in ours], expected)
 
 
 @pytest.mark.parametrize("detached", [False, True], ids=["joint", "detached"])
+@pytest.mark.parametrize("normalized", [False, True], ids=["linear", "normalized"])
 @pytest.mark.parametrize("training", [False, True], ids=["eval", "training"])
-def test_language_reconstruction_is_equation_4_and_fig_5(training, detached, monkeypatch):
-    assert difference(monkeypatch, training=training, detached=detached) < TOLERANCE
+def test_language_reconstruction_is_equation_4_and_fig_5(training, normalized, detached, monkeypatch):
+    assert difference(monkeypatch, training=training, detached=detached, normalized=normalized) < TOLERANCE
 
 
 @pytest.mark.parametrize(
@@ -109,8 +119,8 @@ def test_language_reconstruction_is_equation_4_and_fig_5(training, detached, mon
         pytest.param(False, "_mean(projected, mask)", "_mean(projected, mask | True)", id="Eq. 4 without mask"),
         pytest.param(
             False,
-            "_mean(self.third(hidden), word_mask)",
-            "_mean(self.third(hidden), word_mask | True)",
+            "_mean(hidden, word_mask)",
+            "_mean(hidden, word_mask | True)",
             id="Fig. 5 without mask",
         ),
         pytest.param(False, "rows.masked_fill(~mask[..., None], 0.0).sum", "rows.sum", id="sums without mask"),
@@ -123,11 +133,12 @@ def test_language_reconstruction_is_equation_4_and_fig_5(training, detached, mon
         ),
         pytest.param(
             False,
-            "_mean(self.third(hidden), word_mask)",
-            "_mean(self.third(hidden).relu(), word_mask)",
-            id="third with ReLU",
+            "self.third_norm(hidden, word_mask).relu()",
+            "self.third_norm(hidden, word_mask)",
+            id="third without ReLU",
         ),
-        pytest.param(False, "_mean(self.third(hidden), word_mask)", "_mean(hidden, word_mask)", id="without third"),
+        pytest.param(False, "hidden = self.third(hidden)", "", id="without third"),
+        pytest.param(False, "self.third_norm(hidden, word_mask)", "hidden", id="third without BN"),
         pytest.param(
             False, "self.first_norm(self.first(decoded), word_mask)", "self.first(decoded)", id="first without BN"
         ),
@@ -151,6 +162,12 @@ def test_language_reconstruction_is_equation_4_and_fig_5(training, detached, mon
             "self.second(hidden), word_mask)",
             "self.second(hidden), word_mask | True)",
             id="second BN over padding",
+        ),
+        pytest.param(
+            True,
+            "self.third_norm(hidden, word_mask)",
+            "self.third_norm(hidden, word_mask | True)",
+            id="third BN over padding",
         ),
     ],
 )

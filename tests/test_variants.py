@@ -45,6 +45,7 @@ OURS = {
     "stride 8": {"feature_stride": 8},
     "no feed-forward block": {"decoder_ffn_dim": 0},
     "LFR detached": {"reconstruction_target": "detached"},
+    "LFR linear": {"reconstruction_output": "linear"},
     "trained word vectors": {"freeze_word_vectors": False},
     "frozen backbone": {"freeze_backbone": True},
     "Dice beside BCE": {"dice_loss_weight": 0.1},
@@ -54,7 +55,7 @@ VARIANTS = TABLE_I | TABLE_II | TABLE_III | TABLE_IV | {name: {"num_decoder_laye
 # A softmax does not see what is added to all its scores, nor a batch norm what is added to all its rows: these biases
 # have no gradient but rounding, in the paper's own equations.
 CANCELLED = re.compile(
-    r"\.(key|k_proj)\.bias$|mutual_attention\.output\.bias$|language_reconstruction\.(first|second)\.bias$"
+    r"\.(key|k_proj)\.bias$|mutual_attention\.output\.bias$|language_reconstruction\.(first|second|third)\.bias$"
     r"|hidden_states_norms\.\w+\.bias$"
 )
 CANCELLED_IN = {
