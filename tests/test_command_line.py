@@ -197,6 +197,14 @@ def test_the_list_of_commands_imports_nothing_heavy():
     assert done.returncode == 0 and "predict" in done.stdout
 
 
+def test_a_programs_libraries_are_no_garbage_and_what_it_makes_itself_may_be():
+    code = "import gc, weakref; from m3dec_command_line.__main__ import import_for_good; import_for_good('decimal')"
+    code += "; node = type('Node', (), {})(); node.itself, seen = node, weakref.ref(node); del node; gc.collect()"
+    code += "; print(gc.isenabled(), gc.get_freeze_count() > 1000, seen())"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["True", "True", "None"]
+
+
 def brought(code: str, libraries: set[str]) -> set[str]:
     """Which of the libraries a new process has imported when the code is done."""
     code += f"; import sys; print(*(name for name in {libraries} if name in sys.modules))"
